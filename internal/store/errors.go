@@ -1,0 +1,11 @@
+package store
+
+import (
+	"errors"
+
+	"github.com/keybaton/keybaton/internal/key"
+)
+
+func isNotFound(err error) bool { return errors.Is(err, key.ErrNotFound) }
+
+func isFenced(err error) bool { return errors.Is(err, key.ErrFenced) }

@@ -1,0 +1,188 @@
+// Package store is the contract of Keybaton's memory: what every database
+// behind it must do, and the leases by which servers share work. It holds no
+// SQL; store/sqlstore does. Everything a key is stored as is sealed.
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/keybaton/keybaton/internal/access"
+	"github.com/keybaton/keybaton/internal/alert"
+	"github.com/keybaton/keybaton/internal/audit"
+	"github.com/keybaton/keybaton/internal/evidence"
+	"github.com/keybaton/keybaton/internal/key"
+	"github.com/keybaton/keybaton/internal/rotation"
+)
+
+// Store keeps everything. It is safe for concurrent use. Errors wrap the
+// sentinels of key: ErrNotFound, ErrExists, ErrConflict, ErrFenced, ErrStale,
+// ErrNewer, ErrLocked, ErrFull, ErrUnavailable.
+type Store interface {
+	// View runs fn on a consistent snapshot; fn's writes fail.
+	View(ctx context.Context, fn func(Tx) error) error
+
+	// Update runs fn and commits its changes together with the audit entry
+	// why, or does nothing. fn may return other entries through Tx.Audit, and
+	// may be run again after a serialization failure: it has no effects
+	// outside the transaction. When fn called Tx.Touch, the commit is a new
+	// revision. An Update whose why.Action is "" is refused.
+	Update(ctx context.Context, why audit.Entry, fn func(Tx) error) error
+
+	// Observe runs fn and commits its changes durably, without an audit entry
+	// and without a new revision: holds, acknowledgements, reports, leases,
+	// alerts and deliveries. Writes of credentials, versions, rotations,
+	// retirements, services, policies and tokens fail in it.
+	Observe(ctx context.Context, fn func(Tx) error) error
+
+	// Revision returns the newest committed revision; it does not block on the
+	// database.
+	Revision() key.Revision
+
+	// Wait blocks until the revision is not after any more, or ctx ends.
+	Wait(ctx context.Context, after key.Revision) error
+
+	// Close releases the database; a second call does nothing.
+	Close() error
+}
+
+// Tx is one transaction. Every method fails with key.ErrNotFound where a named
+// thing does not exist. Returned values belong to the caller.
+type Tx interface {
+	// Now is the time of the transaction, the same for all of it, UTC in whole
+	// milliseconds.
+	Now() time.Time
+
+	// Touch marks the credential as changed: its Revision becomes that of this
+	// commit, which Touch returns. All touches of one transaction share it.
+	Touch(id key.CredentialID) (key.Revision, error)
+	// TouchAll makes this commit a new revision without a credential of its
+	// own: tokens changed.
+	TouchAll() (key.Revision, error)
+
+	Services() ([]key.Service, error) // by name
+	Service(name string) (key.Service, error)
+	PutService(key.Service) error
+	DeleteService(name string) error // ErrConflict while it has credentials
+
+	Policies() ([]rotation.Policy, error)
+	Policy(name string) (rotation.Policy, error)
+	PutPolicy(rotation.Policy) error
+	DeletePolicy(name string) error
+
+	Credentials() ([]key.Credential, error) // by id
+	Credential(id key.CredentialID) (key.Credential, error)
+	ChangedSince(r key.Revision) ([]key.Credential, error) // of the same epoch, by id
+	// PutCredential writes c, but for its Revision, which only Touch changes.
+	PutCredential(c key.Credential) error
+	DeleteCredential(id key.CredentialID) error // ErrConflict while a version is not terminal
+
+	Versions(id key.CredentialID) ([]key.Version, error) // by number
+	Version(id key.VersionID) (key.Version, error)
+	// PutVersion writes v. At most one version of a credential is primary, one
+	// fallback, one candidate (ErrConflict), and a fingerprint occurs once per
+	// credential (ErrExists).
+	PutVersion(v key.Version) error
+	Sealed(id key.VersionID) (key.Sealed, error)
+	PutSealed(id key.VersionID, s key.Sealed) error
+
+	// Data keys, wrapped by the master key, by name.
+	DataKeys() (map[string][]byte, error)
+	PutDataKey(name string, wrapped []byte) error // ErrExists
+
+	// Rotations: at most one that has not ended per credential (ErrConflict).
+	Rotation(id string) (rotation.Rotation, error)
+	OpenRotation(id key.CredentialID) (rotation.Rotation, error)
+	Rotations(id key.CredentialID, limit int) ([]rotation.Rotation, error) // newest first; a zero id is all
+	PutRotation(rotation.Rotation) error
+
+	Retirement(id key.VersionID) (rotation.Retirement, error)
+	Retirements(id key.CredentialID) ([]rotation.Retirement, error) // those not ended; a zero id is all
+	PutRetirement(rotation.Retirement) error
+
+	Tokens() ([]access.Token, error) // by name
+	TokenByHash(hash string) (access.Token, error)
+	PutToken(access.Token) error // ErrExists for another hash under the same name
+	DeleteToken(name string) error
+
+	Holds(id key.CredentialID) ([]evidence.Hold, error) // a zero id is all
+	HoldsOf(consumer string) ([]evidence.Hold, error)
+	PutHold(evidence.Hold) error // one per consumer, boot and version
+	DeleteHold(consumer, boot string, v key.VersionID) error
+
+	Boots(consumers ...string) ([]evidence.Boot, error) // none named: all
+	// PutBoot writes b and the uses and answers it lists; uses it does not
+	// list stay.
+	PutBoot(evidence.Boot) error
+	DeleteBoot(consumer, boot string) error
+
+	Asks(id key.CredentialID) ([]evidence.Ask, error)
+	PutAsks(id key.CredentialID, asks []evidence.Ask) error // replaces
+
+	Alerts(state alert.State, limit int) ([]alert.Alert, error) // newest first; "" is any state
+	PutAlert(alert.Alert) error
+	Deliveries(due time.Time) ([]alert.Delivery, error) // unsent, due, oldest first
+	PutDelivery(alert.Delivery) error
+
+	// Audit appends e to the chain; Update does it for its own entry.
+	Audit(e audit.Entry) error
+	Entries(from int64, limit int) ([]audit.Entry, error) // by seq
+	Head() (audit.Head, error)
+
+	// Setting is a small durable value by name; "" when unset.
+	Setting(name string) (string, error)
+	PutSetting(name, value string) error
+
+	// Claim takes the due lease of kind that was waiting longest, for ttl, or
+	// returns key.ErrNotFound when none is due. Its term grows with each claim.
+	Claim(kind, owner string, ttl time.Duration) (Lease, error)
+	// ClaimItem takes that one lease, due or not, creating it if needed;
+	// key.ErrConflict while another owner holds it.
+	ClaimItem(kind, item, owner string, ttl time.Duration) (Lease, error)
+	// Fence fails with key.ErrFenced unless l is still held: owner, term, and
+	// time left. Every write that follows from a claim calls it first.
+	Fence(l Lease) error
+	// Release ends the claim; the item is due at next (zero: not by itself).
+	Release(l Lease, next time.Time) error
+	// Due makes the item due at the latest at at, creating it if needed.
+	Due(kind, item string, at time.Time) error
+	// NextDue returns when the next lease of kind is due or a held one ends;
+	// zero when there is none.
+	NextDue(kind string) (time.Time, error)
+}
+
+// Lease is a claim on one item of work. It protects the store, not the vendor:
+// a vendor is called only if more time is left than the call may take.
+type Lease struct {
+	Kind  string
+	Item  string
+	Owner string
+	Term  int64
+	Until time.Time
+}
+
+// Work claims one due item of kind and runs fn on it, then releases it until
+// the time fn returns. It reports whether there was one. When fn fails, the
+// item stays claimed until its lease ends, unless the error says otherwise by
+// a non-zero next.
+func Work(ctx context.Context, s Store, kind, owner string, ttl time.Duration, fn func(context.Context, Lease) (next time.Time, err error)) (bool, error) {
+	var l Lease
+	err := s.Observe(ctx, func(tx Tx) (err error) {
+		l, err = tx.Claim(kind, owner, ttl)
+		return err
+	})
+	if isNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	next, err := fn(ctx, l)
+	if err != nil && next.IsZero() {
+		return true, err
+	}
+	if rerr := s.Observe(ctx, func(tx Tx) error { return tx.Release(l, next) }); err == nil && !isFenced(rerr) {
+		err = rerr
+	}
+	return true, err
+}
