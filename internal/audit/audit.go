@@ -11,7 +11,7 @@ import (
 	"github.com/keybaton/keybaton/internal/key"
 )
 
-// Entry is one change. Seq, At, Prev and Hash are given by [Link] when it is
+// Entry is one change. Seq, At, Prev and Hash are given by [Chain] when it is
 // appended.
 type Entry struct {
 	Seq        int64             `json:"seq"` // 1, 2, 3 …
