@@ -44,16 +44,22 @@ const (
 	Proving     State = "proving"      // generate: stored as candidate, being probed
 	Staging     State = "staging"      // stage: proven, about to become the fallback
 	Distribute  State = "distributing" // distribute: in the fallback slot, consumers follow
-	Promote     State = "promoting"    // promote: the gate is open, slots are about to swap
 	Soaking     State = "soaking"      // promote: it is the primary, being watched
 	Quieting    State = "quieting"     // retire: the old key waits to be unused
 	Retiring    State = "retiring"     // retire: the old key is out of its slot and on its way out
 	RollingBack State = "rolling_back" // on the way back to the old key
+	Undoing     State = "undoing"      // rolled back; the new key waits to be unused
 	Stopped     State = "stopped"      // waits for a person; both keys are kept
 	Done        State = "done"
 	RolledBack  State = "rolled_back"
 	Superseded  State = "superseded" // another rotation took its place
 )
+
+// States lists the states of a rotation in the order of its life.
+func States() []State {
+	return []State{Planned, Issuing, Unknown, WaitingKey, Proving, Staging, Distribute, Soaking, Quieting, Retiring,
+		RollingBack, Undoing, Stopped, Done, RolledBack, Superseded}
+}
 
 // Ended reports whether a rotation in s is over.
 func (s State) Ended() bool { return s == Done || s == RolledBack || s == Superseded }
@@ -85,11 +91,11 @@ func (s State) Step() Step {
 		return StepStage
 	case Distribute:
 		return StepDistribute
-	case Promote, Soaking:
+	case Soaking:
 		return StepPromote
 	case Quieting, Retiring:
 		return StepRetire
-	case RollingBack:
+	case RollingBack, Undoing:
 		return StepRollback
 	}
 	return ""
