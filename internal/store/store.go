@@ -19,7 +19,7 @@ import (
 // sentinels of key: ErrNotFound, ErrExists, ErrConflict, ErrFenced, ErrStale,
 // ErrNewer, ErrLocked, ErrFull, ErrUnavailable.
 type Store interface {
-	// View runs fn on a consistent snapshot; fn's writes fail.
+	// View runs fn on a consistent snapshot; fn's writes fail with ErrWrongTx.
 	View(ctx context.Context, fn func(Tx) error) error
 
 	// Update runs fn and commits its changes together with the audit entry
@@ -30,28 +30,36 @@ type Store interface {
 	Update(ctx context.Context, why audit.Entry, fn func(Tx) error) error
 
 	// Observe runs fn and commits its changes durably, without an audit entry
-	// and without a new revision: holds, acknowledgements, reports, leases,
-	// alerts and deliveries. Writes of credentials, versions, rotations,
-	// retirements, services, policies and tokens fail in it.
+	// and without a new revision: holds, acknowledgements, reports, asks,
+	// leases, alerts, deliveries and settings. Writes of credentials, versions,
+	// sealed keys, data keys, rotations, retirements, services, policies and
+	// tokens, touches and audit entries fail in it with ErrWrongTx.
 	Observe(ctx context.Context, fn func(Tx) error) error
 
 	// Revision returns the newest committed revision; it does not block on the
 	// database.
 	Revision() key.Revision
 
-	// Wait blocks until the revision is not after any more, or ctx ends.
+	// Wait blocks until the revision is not after any more, or ctx ends, or the
+	// store is closed (ErrUnavailable).
 	Wait(ctx context.Context, after key.Revision) error
 
 	// Close releases the database; a second call does nothing.
 	Close() error
 }
 
-// Tx is one transaction. Every method fails with key.ErrNotFound where a named
-// thing does not exist. Returned values belong to the caller.
+// Tx is one transaction, for one goroutine, while its function runs. Every
+// method fails with key.ErrNotFound where a named thing does not exist. A limit
+// of 0 is none. Times are kept in whole milliseconds. Returned values belong to
+// the caller. After an error of the database itself (as opposed to a refusal
+// listed here) nothing is committed, whatever the function returns.
 type Tx interface {
 	// Now is the time of the transaction, the same for all of it, UTC in whole
 	// milliseconds.
 	Now() time.Time
+	// Revision is the revision of what the transaction reads; after a Touch,
+	// the one that its commit makes.
+	Revision() (key.Revision, error)
 
 	// Touch marks the credential as changed: its Revision becomes that of this
 	// commit, which Touch returns. All touches of one transaction share it.
@@ -72,18 +80,30 @@ type Tx interface {
 
 	Credentials() ([]key.Credential, error) // by id
 	Credential(id key.CredentialID) (key.Credential, error)
-	ChangedSince(r key.Revision) ([]key.Credential, error) // of the same epoch, by id
+	// ChangedSince returns the credentials touched after r, by id. r must be of
+	// this store's past and epoch; otherwise key.ErrStale: start from all.
+	ChangedSince(r key.Revision) ([]key.Credential, error)
 	// PutCredential writes c, but for its Revision, which only Touch changes.
+	// Next never goes down, even over a deletion, as numbers are never reused.
 	PutCredential(c key.Credential) error
 	DeleteCredential(id key.CredentialID) error // ErrConflict while a version is not terminal
 
 	Versions(id key.CredentialID) ([]key.Version, error) // by number
+	// AllVersions returns the versions of every credential that are in one of
+	// states (none named: in any), by id: one pass for who needs them all.
+	AllVersions(states ...key.State) ([]key.Version, error)
 	Version(id key.VersionID) (key.Version, error)
-	// PutVersion writes v. At most one version of a credential is primary, one
-	// fallback, one candidate (ErrConflict), and a fingerprint occurs once per
-	// credential (ErrExists).
+	// PutVersion writes v. A fingerprint occurs once per credential
+	// (ErrExists). At most one version of a credential is primary, one
+	// fallback, one candidate: that is checked when the transaction commits
+	// (ErrConflict), so that a swap can be written in either order.
 	PutVersion(v key.Version) error
 	Sealed(id key.VersionID) (key.Sealed, error)
+	// AllSealed returns the sealed keys of the versions that are in one of
+	// states (none named: in any); versions without one are left out.
+	AllSealed(states ...key.State) (map[key.VersionID]key.Sealed, error)
+	// PutSealed writes the sealed key of a version; its data key must have been
+	// put before (ErrNotFound).
 	PutSealed(id key.VersionID, s key.Sealed) error
 
 	// Data keys, wrapped by the master key, by name.
@@ -107,7 +127,7 @@ type Tx interface {
 
 	Holds(id key.CredentialID) ([]evidence.Hold, error) // a zero id is all
 	HoldsOf(consumer string) ([]evidence.Hold, error)
-	PutHold(evidence.Hold) error // one per consumer, boot and version
+	PutHold(evidence.Hold) error                   // one per consumer, boot and version
 	DeleteHold(consumer, boot string, v key.VersionID) error
 
 	Boots(consumers ...string) ([]evidence.Boot, error) // none named: all
@@ -137,14 +157,18 @@ type Tx interface {
 	// returns key.ErrNotFound when none is due. Its term grows with each claim.
 	Claim(kind, owner string, ttl time.Duration) (Lease, error)
 	// ClaimItem takes that one lease, due or not, creating it if needed;
-	// key.ErrConflict while another owner holds it.
+	// key.ErrConflict while another owner holds it. The same owner may take it
+	// anew, which ends its earlier claim.
 	ClaimItem(kind, item, owner string, ttl time.Duration) (Lease, error)
 	// Fence fails with key.ErrFenced unless l is still held: owner, term, and
 	// time left. Every write that follows from a claim calls it first.
 	Fence(l Lease) error
-	// Release ends the claim; the item is due at next (zero: not by itself).
+	// Release ends the claim; the item is due at next (zero: not by itself), or
+	// earlier if Due asked for it meanwhile. A claim that nobody releases is due
+	// again when its time ends. key.ErrFenced once somebody else has claimed it.
 	Release(l Lease, next time.Time) error
-	// Due makes the item due at the latest at at, creating it if needed.
+	// Due makes the item due at the latest at at, creating it if needed. While
+	// it is held, that holds for the time after the release.
 	Due(kind, item string, at time.Time) error
 	// NextDue returns when the next lease of kind is due or a held one ends;
 	// zero when there is none.
