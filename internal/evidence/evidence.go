@@ -138,7 +138,6 @@ type Boot struct {
 	Contiguous time.Duration   `json:"contiguous"` // sender's clock since when no report is missing
 	Seen       time.Time       `json:"seen"`       // server's clock at the newest report; for people, not for gates
 	Acked      key.Revision    `json:"acked"`
-	AckedAt    time.Duration   `json:"acked_at"` // sender's clock when Acked was reached
 	Pinned     []key.VersionID `json:"pinned,omitempty"`
 	Uses       []Use           `json:"uses,omitempty"` // sorted by version
 	Answers    []Answers       `json:"answers,omitempty"`

@@ -17,16 +17,15 @@ type Ledger struct {
 
 // Standing is how one holder stands towards one version.
 type Standing struct {
-	Consumer string        `json:"consumer"`
-	Kind     key.Kind      `json:"kind"`
-	Boot     string        `json:"boot,omitempty"`
-	Place    Place         `json:"standing"`
-	Acked    key.Revision  `json:"acked"`
-	Seen     time.Time     `json:"seen,omitzero"`
-	Quiet    time.Duration `json:"quiet"` // unused for this long, proven by contiguous reports after the acknowledgement
-	Until    time.Time     `json:"until,omitzero"`
-	Unbound  bool          `json:"unbound,omitempty"`
-	Why      string        `json:"why,omitempty"` // for people
+	Consumer string       `json:"consumer"`
+	Kind     key.Kind     `json:"kind"`
+	Boot     string       `json:"boot,omitempty"`
+	Place    Place        `json:"standing"`
+	Acked    key.Revision `json:"acked"`
+	Seen     time.Time    `json:"seen,omitzero"`
+	Until    time.Time    `json:"until,omitzero"`
+	Unbound  bool         `json:"unbound,omitempty"`
+	Why      string       `json:"why,omitempty"` // for people
 }
 
 // Place is where a holder stands towards a version.
@@ -117,7 +116,7 @@ func (b Boot) Acknowledge(a Ack, at time.Time) Boot {
 		return b
 	}
 	if b.Acked != a.Revision {
-		b.Acked, b.AckedAt = a.Revision, a.Elapsed
+		b.Acked = a.Revision
 	}
 	b.Pinned = slices.Clone(a.Pinned)
 	b.Seen = at
@@ -125,13 +124,13 @@ func (b Boot) Acknowledge(a Ack, at time.Time) Boot {
 }
 
 // Quiet returns for how long b has not used v: contiguous reports, on the
-// sender's clock, all after its acknowledgement of at. Zero when it has not
-// acknowledged at.
-func (b Boot) Quiet(v key.VersionID, at key.Revision) time.Duration {
+// sender's clock, none of it before began, which is after its acknowledgement
+// of at. Zero when it has not acknowledged at.
+func (b Boot) Quiet(v key.VersionID, at key.Revision, began time.Duration) time.Duration {
 	if !b.Acked.Reached(at) {
 		return 0
 	}
-	from := max(b.Contiguous, b.AckedAt)
+	from := max(b.Contiguous, began)
 	if u := b.Use(v); u.Live.Attempts() > 0 {
 		from = max(from, u.LastUse)
 	}
@@ -170,7 +169,7 @@ func (l Ledger) Standings(v key.VersionID, at key.Revision, now time.Time) []Sta
 		s := Standing{Consumer: h.Consumer, Kind: h.Kind, Boot: h.Boot, Place: Holds, Until: h.Until, Unbound: h.Unbound}
 		b, known := l.Boot(h.Consumer, h.Boot)
 		if known {
-			s.Acked, s.Seen, s.Quiet = b.Acked, b.Seen, b.Quiet(v, at)
+			s.Acked, s.Seen = b.Acked, b.Seen
 		}
 		switch {
 		case h.Ended(now):

@@ -28,7 +28,18 @@ type Facts struct {
 type Probe struct {
 	Outcome evidence.Outcome
 	At      time.Time
-	Text    string // "401 Unauthorized"
+	Text    string    // "401 Unauthorized"
+	Run     int       // probes in a row with this outcome
+	First   time.Time // of the run
+}
+
+// Then returns the newest probe p taken in after q.
+func (q Probe) Then(p Probe) Probe {
+	p.Run, p.First = 1, p.At
+	if q.Outcome == p.Outcome && q.Run > 0 {
+		p.Run, p.First = q.Run+1, q.First
+	}
+	return p
 }
 
 // Act is something the engine does for a rotation or a retirement.
@@ -192,22 +203,26 @@ func proving(r Rotation, f Facts, now time.Time) (Action, Gate) {
 			return act(DoProven, r.To, "unverified: no probe is declared")
 		})
 	}
-	if r.Probes >= f.Policy.ProbeOK {
-		return act(DoProven, r.To, fmt.Sprintf("answered ok %d times in a row", r.Probes))
-	}
 	p, ok := f.Probes[r.To]
-	if ok && p.Outcome != evidence.OK && p.At.Sub(r.Entered) > f.Can.Early && p.Outcome != evidence.Other && p.Outcome != evidence.Rate {
+	run := 0
+	if ok && p.Outcome == evidence.OK {
+		run = p.Run
+	}
+	if run >= f.Policy.ProbeOK {
+		return act(DoProven, r.To, fmt.Sprintf("answered ok %d times in a row", run))
+	}
+	if ok && p.At.Sub(r.Entered) > f.Can.Early && (p.Outcome == evidence.Auth || p.Outcome == evidence.Perm) {
 		return act(DoBack, r.To, fmt.Sprintf("the new key %s was refused (%s) for longer than the %s that the vendor needs",
 			r.To, p.Text, f.Can.Early))
 	}
 	if ok && now.Sub(p.At) < f.Can.Spacing {
-		g := Gate{Reason: fmt.Sprintf("%d of %d probes ok", r.Probes, f.Policy.ProbeOK), Again: p.At.Add(f.Can.Spacing)}
+		g := Gate{Reason: fmt.Sprintf("%d of %d probes ok", run, f.Policy.ProbeOK), Again: p.At.Add(f.Can.Spacing)}
 		if p.Outcome != evidence.OK {
 			g.Reason += "; the last answer was " + p.Text
 		}
 		return closed(g)
 	}
-	return act(DoProbe, r.To, fmt.Sprintf("%d of %d probes ok", r.Probes, f.Policy.ProbeOK))
+	return act(DoProbe, r.To, fmt.Sprintf("%d of %d probes ok", run, f.Policy.ProbeOK))
 }
 
 // unverified is what happens where something cannot be seen.
@@ -278,13 +293,25 @@ func (r Rotation) since(b evidence.Boot) evidence.Use {
 	return u
 }
 
+// began returns b's own clock when the present watch began; 0 for a process
+// that came later.
+func (r Rotation) began(b evidence.Boot) time.Duration {
+	for _, m := range r.Marks {
+		if m.Consumer == b.Consumer && m.Boot == b.Boot {
+			return m.Elapsed
+		}
+	}
+	return 0
+}
+
 // Marks returns the counters of the version to, as they stand: the beginning of
 // a watch.
 func Marks(to key.VersionID, l evidence.Ledger) []Mark {
 	var out []Mark
 	for _, b := range l.Boots {
-		if u := b.Use(to); u.Live.Attempts()+u.Probes.Attempts()+u.Worse > 0 {
-			out = append(out, Mark{Consumer: b.Consumer, Boot: b.Boot, Live: u.Live, Probes: u.Probes, Worse: u.Worse})
+		u := b.Use(to)
+		if b.Elapsed > 0 || u.Live.Attempts()+u.Probes.Attempts()+u.Worse > 0 {
+			out = append(out, Mark{Consumer: b.Consumer, Boot: b.Boot, Live: u.Live, Probes: u.Probes, Worse: u.Worse, Elapsed: b.Elapsed})
 		}
 	}
 	return out
@@ -388,7 +415,7 @@ func soaking(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	for _, b := range ws {
 		u := r.since(b)
 		seen += u.Live.OK
-		if u.Live.OK < f.Policy.Soak.Requests && u.Probes.OK < f.Policy.Soak.Probes {
+		if u.Live.OK+u.Probes.OK < f.Policy.Soak.Requests && u.Probes.OK < f.Policy.Soak.Probes {
 			missing = append(missing, fmt.Sprintf("%s has seen %d of %d requests (or %d of %d probes) answer ok",
 				b.Consumer, u.Live.OK, f.Policy.Soak.Requests, u.Probes.OK, f.Policy.Soak.Probes))
 		}
@@ -423,7 +450,7 @@ func quieting(r Rotation, f Facts, old key.Number, now time.Time) (Action, Gate)
 		}
 		n++
 		b, _ := f.Ledger.Boot(h.Consumer, h.Boot)
-		if q := b.Quiet(r.id(old), r.Revision); q < quiet {
+		if q := b.Quiet(r.id(old), r.Revision, r.began(b)); q < quiet {
 			missing = append(missing, fmt.Sprintf("%s: unused for %s of %s", h.Consumer, q.Round(100*time.Millisecond), quiet))
 		}
 	}

@@ -159,17 +159,18 @@ func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		}
 		return closed(Gate{Reason: "revoke " + n.String() + " at the vendor, then say so", Person: true, Missing: append(slices.Clone(f.Can.Undo), approve(r))})
 	}
-	if r.Dead >= max(1, f.Can.DeadOK) {
-		return act(DoConfirm, n, fmt.Sprintf("answered invalid %d times in a row", r.Dead))
+	dead := f.dead(n, r.Entered)
+	if dead >= max(1, f.Can.DeadOK) {
+		return act(DoConfirm, n, fmt.Sprintf("answered invalid %d times in a row", dead))
 	}
 	every := f.Can.Spacing
-	if r.Dead == 0 {
+	if dead == 0 {
 		every = max(every, 15*time.Second)
 	}
 	if p, ok := f.Probes[n]; ok && now.Sub(p.At) < every {
 		g := Gate{Reason: fmt.Sprintf("revoke %s at the vendor; a probe notices when it is dead", n), Person: true, Missing: slices.Clone(f.Can.Undo), Again: p.At.Add(every)}
-		if r.Dead > 0 {
-			g.Reason, g.Person, g.Missing = fmt.Sprintf("%s was refused %d of %d times", n, r.Dead, f.Can.DeadOK), false, nil
+		if dead > 0 {
+			g.Reason, g.Person, g.Missing = fmt.Sprintf("%s was refused %d of %d times", n, dead, f.Can.DeadOK), false, nil
 		}
 		return closed(g)
 	}
@@ -190,10 +191,11 @@ func proof(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		return act(DoUnproven, n, "no probe is declared and the vendor cannot list its keys")
 	}
 	need := max(1, f.Can.DeadOK)
-	if r.Dead >= need {
-		return act(DoConfirm, n, fmt.Sprintf("answered invalid %d times in a row", r.Dead))
-	}
 	from := r.Called.Add(f.Can.Late)
+	dead := f.dead(n, from)
+	if dead >= need {
+		return act(DoConfirm, n, fmt.Sprintf("answered invalid %d times in a row", dead))
+	}
 	if now.Before(from) {
 		return closed(Gate{Reason: fmt.Sprintf("waits for the vendor's propagation window of %s", f.Can.Late), Again: from})
 	}
@@ -201,9 +203,18 @@ func proof(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		return act(DoUnproven, n, "it still answered "+f.Probes[n].Text+" after the vendor said that it was revoked")
 	}
 	if p, ok := f.Probes[n]; ok && !p.At.Before(from) && now.Sub(p.At) < f.Can.Spacing {
-		return closed(Gate{Reason: fmt.Sprintf("%s answered invalid %d of %d times", n, r.Dead, need), Again: p.At.Add(f.Can.Spacing)})
+		return closed(Gate{Reason: fmt.Sprintf("%s answered invalid %d of %d times", n, dead, need), Again: p.At.Add(f.Can.Spacing)})
 	}
-	return act(DoProbe, n, fmt.Sprintf("answered invalid %d of %d times", r.Dead, need))
+	return act(DoProbe, n, fmt.Sprintf("answered invalid %d of %d times", dead, need))
+}
+
+// dead returns how many probes of n in a row were refused, all since from.
+func (f Facts) dead(n key.Number, from time.Time) int {
+	p := f.Probes[n]
+	if p.Outcome != evidence.Auth || p.First.Before(from) {
+		return 0
+	}
+	return p.Run
 }
 
 // patience is how long past the vendor's own window a revoked key is probed
@@ -221,7 +232,6 @@ func ApplyRetire(r Retirement, e Event) (Retirement, error) {
 		Revoking:  {key.StateRetired, key.StateDisabled, key.StateOrphan},
 		Called:    {key.StateRevoking},
 		Failed:    {key.StateDisabling, key.StateRevoking, key.StateDisabled},
-		Probed:    {key.StateRetired, key.StateRevoking},
 		Revoked:   {key.StateRevoking, key.StateRetired},
 		Unproven:  {key.StateRevoking, key.StateRetired},
 		Withdrawn: {key.StateRetired},
@@ -240,18 +250,11 @@ func ApplyRetire(r Retirement, e Event) (Retirement, error) {
 	case Revoking:
 		to = key.StateRevoking
 	case Called:
-		r.Called, r.Dead, r.Attempts = e.At, 0, 0
+		r.Called, r.Attempts = e.At, 0
 	case Failed:
 		r.Attempts++
 		r.Retry = e.Retry
 		r.Gate = Gate{Reason: e.Why}
-		return r, nil
-	case Probed:
-		if e.OK {
-			r.Dead++
-		} else {
-			r.Dead = 0
-		}
 		return r, nil
 	case Revoked:
 		to = key.StateRevoked

@@ -115,7 +115,6 @@ type Rotation struct {
 	Attempt    int              `json:"attempt,omitempty"`   // how often a key was asked for
 	Revision   key.Revision     `json:"revision"`            // of its last change of slots
 	Marks      []Mark           `json:"marks,omitempty"`     // counters when the present watch began
-	Probes     int              `json:"probes,omitempty"`    // ok in a row, of the candidate
 	By         string           `json:"by"`
 	Why        string           `json:"why,omitempty"`
 	Started    time.Time        `json:"started"`
@@ -147,6 +146,7 @@ type Mark struct {
 	Live     evidence.Counts `json:"live"`
 	Probes   evidence.Counts `json:"probes"`
 	Worse    int64           `json:"worse"`
+	Elapsed  time.Duration   `json:"elapsed"` // the sender's clock then
 }
 
 // Gate says whether a rotation may leave its step.
@@ -171,7 +171,6 @@ type Retirement struct {
 	Retry     time.Time     `json:"retry,omitzero"`
 	Attempts  int           `json:"attempts,omitempty"` // vendor calls that failed in this state
 	Called    time.Time     `json:"called,omitzero"`    // when the vendor said it revoked
-	Dead      int           `json:"dead,omitempty"`     // probes in a row that answered invalid
 	Approved  string        `json:"approved,omitempty"` // who let it go on without proof of non-use
 	Person    bool          `json:"person,omitempty"`   // a person revokes it at the vendor
 	Gate      Gate          `json:"gate"`

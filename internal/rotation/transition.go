@@ -23,7 +23,6 @@ const (
 	NeedKey     EventKind = "needs a person"
 	Pasted      EventKind = "pasted"
 	SpareTaken  EventKind = "spare taken" // the warm fallback is the new key
-	Probed      EventKind = "probed"
 	Proven      EventKind = "proven"
 	Installed   EventKind = "installed" // there was no primary, or it was dead
 	Staged      EventKind = "staged"
@@ -46,8 +45,7 @@ type Event struct {
 	To        key.Number   // Intended, Issued, Pasted, SpareTaken
 	Revision  key.Revision // events that changed slots
 	Displaced key.Number   // Staged
-	Marks     []Mark       // Staged, SpareTaken, Promoted
-	OK        bool         // Probed
+	Marks     []Mark       // events that begin a watch
 	By        string
 	Why       string
 	Proof     string    // Finished
@@ -75,7 +73,6 @@ func transitions() []transition {
 		{NeedKey, []State{Planned}, WaitingKey},
 		{Pasted, []State{WaitingKey}, Proving},
 		{SpareTaken, []State{Planned}, Distribute},
-		{Probed, []State{Proving}, ""},
 		{Proven, []State{Proving}, Staging},
 		{Installed, []State{Staging}, Soaking},
 		{Staged, []State{Staging}, Distribute},
@@ -111,24 +108,23 @@ func Apply(r Rotation, e Event) (Rotation, error) {
 	case Intended:
 		r.To, r.Attempt, r.Retry = e.To, r.Attempt+1, time.Time{}
 	case Issued, Pasted:
-		r.To, r.Probes = e.To, 0
+		r.To = e.To
 	case Refused, Looked:
 		r.To, r.Retry = 0, e.Retry
 	case SpareTaken:
 		r.To, r.Revision, r.Marks = e.To, e.Revision, e.Marks
-	case Probed:
-		if e.OK {
-			r.Probes++
-		} else {
-			r.Probes = 0
-		}
-		r.Retry = e.Retry
 	case Staged:
 		r.Revision, r.Displaced, r.Marks = e.Revision, e.Displaced, e.Marks
 	case Installed, Promoted:
 		r.Revision, r.Marks = e.Revision, e.Marks
-	case Emptied, SwappedBack:
-		r.Revision = e.Revision
+	case Emptied:
+		if !e.Revision.IsZero() {
+			r.Revision = e.Revision
+		}
+	case SwappedBack:
+		r.Revision, r.Marks = e.Revision, e.Marks
+	case Soaked:
+		r.Marks = e.Marks
 	case Finished:
 		r.Proof = e.Proof
 	case Back:

@@ -115,10 +115,14 @@ type Tx interface {
 	OpenRotation(id key.CredentialID) (rotation.Rotation, error)
 	Rotations(id key.CredentialID, limit int) ([]rotation.Rotation, error) // newest first; a zero id is all
 	PutRotation(rotation.Rotation) error
+	// PutGate notes what an open rotation waits for; allowed in Observe.
+	PutGate(rotation string, g rotation.Gate) error
 
 	Retirement(id key.VersionID) (rotation.Retirement, error)
 	Retirements(id key.CredentialID) ([]rotation.Retirement, error) // those not ended; a zero id is all
 	PutRetirement(rotation.Retirement) error
+	// PutRetirementGate notes what a retirement waits for; allowed in Observe.
+	PutRetirementGate(id key.VersionID, g rotation.Gate) error
 
 	Tokens() ([]access.Token, error) // by name
 	TokenByHash(hash string) (access.Token, error)
