@@ -109,25 +109,33 @@ type Apply struct {
 
 // Applied is the answer to an apply.
 type Applied struct {
-	Changes []Change `json:"changes" nullable:"false" doc:"everything the file names, and what only the server has"`
+	Changes []Change `json:"changes" nullable:"false" doc:"what changes, and what only the server has"`
 	Digest  string   `json:"digest" doc:"names this plan"`
 	Applied bool     `json:"applied" doc:"false on a dry run, and when nothing changes"`
 }
 
 // What a [Change] can do.
 const (
-	ActionCreate = "create"
-	ActionUpdate = "update"
+	ActionAdd    = "add"
+	ActionChange = "change"
 	ActionDelete = "delete"
-	ActionKeep   = "keep"
+	ActionKeep   = "keep" // it is not in the file, and is left alone
 )
 
 // Change is one line of a plan.
 type Change struct {
-	Action string   `json:"action" enum:"create,update,delete,keep"`
-	Kind   string   `json:"kind" doc:"service, credential or policy"`
-	Name   string   `json:"name"`
-	Fields []string `json:"fields" nullable:"false" doc:"those that change"`
+	Action string         `json:"action" enum:"add,change,delete,keep"`
+	Kind   string         `json:"kind" doc:"service, policy or credential"`
+	Name   string         `json:"name"`
+	Fields []ChangedField `json:"fields" nullable:"false" doc:"those that change"`
+	Note   string         `json:"note,omitempty"`
+}
+
+// ChangedField is one field of a [Change]; an empty value is unsaid.
+type ChangedField struct {
+	Name string `json:"name"`
+	From string `json:"from,omitempty"`
+	To   string `json:"to,omitempty"`
 }
 
 // Grant names the credentials that a token is for. "*" is every one.

@@ -162,6 +162,7 @@ type Credential struct {
 	Revision    Revision     `json:"revision" doc:"of its last change"`
 	Created     time.Time    `json:"created"`
 	Rotated     time.Time    `json:"rotated,omitzero" doc:"when its primary last changed"`
+	Due         time.Time    `json:"due,omitzero" doc:"when its policy begins the next rotation"`
 }
 
 // Policy says how a credential is rotated, with every default filled in.
