@@ -30,7 +30,12 @@ type Config struct {
 	Transport http.RoundTripper // to vendors; nil means a tuned http.Transport
 	Owner     string            // of leases, unique per process; "" is random
 	Lease     time.Duration     // default 30 s; vendor calls get less
+	Poll      time.Duration     // how often a waiting gate is looked at again; default 1 s
 	Rand      func([]byte)      // nil means crypto/rand
+
+	// Event is told of what went wrong while working; it must not block. The
+	// error holds no plaintext.
+	Event func(what string, id key.CredentialID, err error)
 }
 
 // SetResult says what became of a pasted key.

@@ -80,6 +80,13 @@ type Identifier interface {
 	Identify(env Env, p secret.Parts) (vendorID string, ok bool)
 }
 
+// Matcher is a driver that recognises its keys by their shape.
+type Matcher interface {
+	// Match returns how specific the match is (the length of the pattern), and
+	// 0 when v does not look like a key of this vendor.
+	Match(v secret.Value) int
+}
+
 // Previewer is a driver that can tell which requests it would make.
 type Previewer interface {
 	// Preview returns the requests of one act ("issue", "probe", "list",

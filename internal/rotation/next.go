@@ -148,6 +148,9 @@ func (r Rotation) approved() bool { return r.Approved[r.State.Step()] != "" }
 // living counts the versions that may be valid at the vendor.
 func (f Facts) living() (n int, names []string) {
 	for _, v := range f.Versions {
+		if v.State == key.StateUnknown && f.Can.List {
+			continue // looked for and not found
+		}
 		if !v.State.Terminal() && v.State != key.StateIntent {
 			n++
 			names = append(names, v.ID.Number.String()+" ("+string(v.State)+")")

@@ -231,7 +231,7 @@ func ApplyRetire(r Retirement, e Event) (Retirement, error) {
 		Enabled:   {key.StateDisabling, key.StateDisabled},
 		Revoking:  {key.StateRetired, key.StateDisabled, key.StateOrphan},
 		Called:    {key.StateRevoking},
-		Failed:    {key.StateDisabling, key.StateRevoking, key.StateDisabled},
+		Failed:    {key.StateRetired, key.StateDisabling, key.StateRevoking, key.StateDisabled},
 		Revoked:   {key.StateRevoking, key.StateRetired},
 		Unproven:  {key.StateRevoking, key.StateRetired},
 		Withdrawn: {key.StateRetired},
