@@ -23,8 +23,9 @@ import (
 	"github.com/keybaton/keybaton/internal/rotation"
 )
 
-// MaxSize is the greatest length of a file, in bytes.
-const MaxSize = 1 << 20
+// MaxSize is the greatest length of a file, in bytes. The time to read one
+// grows with its square at worst.
+const MaxSize = 128 << 10
 
 // maxProblems bounds how many mistakes are named.
 const maxProblems = 50
