@@ -556,3 +556,25 @@ func (t template) render(p secret.Parts) (string, error) {
 	}
 	return b.String(), nil
 }
+
+// FromBody returns what a body holds at the place of a key that rides in one,
+// and "" when there is nothing: there a caller puts its own token.
+func (p Place) FromBody(body []byte) string {
+	switch p.in {
+	case key.InForm:
+		_, v, _ := CutQuery(string(body), p.name)
+		return v
+	case key.InJSON:
+		v, ok := decodeJSON(body)
+		for _, name := range p.field {
+			m, is := v.(map[string]any)
+			if !ok || !is {
+				return ""
+			}
+			v, ok = m[name]
+		}
+		s, _ := v.(string)
+		return s
+	}
+	return ""
+}
