@@ -291,7 +291,7 @@ type Holder struct {
 	Standing     string    `json:"standing" doc:"moved, holds or silent"`
 	Acked        Revision  `json:"acked"`
 	Seen         time.Time `json:"seen,omitzero"`
-	QuietSeconds int64     `json:"quiet_seconds" doc:"the old version unused for this long, proven"`
+	QuietSeconds int64     `json:"quiet_seconds" doc:"while the old version is to be unused: proven for this long"`
 	Why          string    `json:"why,omitempty"`
 }
 

@@ -47,8 +47,8 @@ func (a *API) registerActs(h huma.API) {
 		{api.PathResume, "resume", "Let a paused or stopped rotation go on", a.engine.Resume},
 		{api.PathApprove, "approve", "Open the gate that waits for a person", a.engine.Approve},
 	} {
-		register(a, h, operate(x.path, x.id, "rotations", x.summary), (*credential).aim,
-			func(ctx context.Context, p access.Principal, in *credential) (api.Rotation, error) {
+		register(a, h, operate(x.path, x.id, "rotations", x.summary), (*OfCredential).aim,
+			func(ctx context.Context, p access.Principal, in *OfCredential) (api.Rotation, error) {
 				r, err := x.do(ctx, p, in.id())
 				return a.shown(ctx, r, err)
 			})
@@ -85,7 +85,7 @@ func (a *API) shown(ctx context.Context, r rotation.Rotation, err error) (api.Ro
 
 // setInput is a pasted key.
 type setInput struct {
-	credential
+	OfCredential
 	Body api.Set
 }
 
@@ -130,7 +130,7 @@ func (a *API) importKeys(ctx context.Context, p access.Principal, in *importInpu
 
 // rotateInput begins a rotation.
 type rotateInput struct {
-	credential
+	OfCredential
 	Body *api.Rotate
 }
 
@@ -149,13 +149,13 @@ func (a *API) rotate(ctx context.Context, p access.Principal, in *rotateInput) (
 
 // whyInput is a credential and a reason.
 type whyInput struct {
-	credential
+	OfCredential
 	Body *api.Why
 }
 
 // versionInput names a version.
 type versionInput struct {
-	credential
+	OfCredential
 	Number int64 `path:"number" minimum:"1"`
 }
 
@@ -163,7 +163,7 @@ func (a *API) revoke(ctx context.Context, p access.Principal, in *versionInput) 
 	if err := a.engine.Revoke(ctx, p, key.VersionID{Credential: in.id(), Number: key.Number(in.Number)}); err != nil {
 		return api.Credential{}, err
 	}
-	return a.credential(ctx, p, &in.credential)
+	return a.credential(ctx, p, &in.OfCredential)
 }
 
 // nameInput names a consumer or a token.

@@ -79,7 +79,7 @@ func toRetirement(r rotation.Retirement) api.Retirement {
 
 func toHolder(s evidence.Standing) api.Holder {
 	return api.Holder{Consumer: s.Consumer, Kind: string(s.Kind), Boot: s.Boot, Standing: string(s.Place), Acked: toRevision(s.Acked),
-		Seen: s.Seen, QuietSeconds: seconds(s.Quiet), Why: s.Why}
+		Seen: s.Seen, Why: s.Why}
 }
 
 // steps returns the five steps of r, and rollback where there was one, each

@@ -35,7 +35,7 @@ func (a *API) registerEvents(h huma.API) {
 		Description: "Needs a token that may see. Each event is one JSON object in a data line; the stream ends after some minutes, and readers come back.",
 		Responses: map[string]*huma.Response{"200": {Description: "the stream", Content: map[string]*huma.MediaType{
 			"text/event-stream": {Schema: h.OpenAPI().Components.Schemas.Schema(typeOf[api.Event](), true, "Event")}}}},
-	}, func(ctx context.Context, in *filter) (*huma.StreamResponse, error) {
+	}, func(ctx context.Context, in *Filter) (*huma.StreamResponse, error) {
 		p := server.PrincipalOf(ctx)
 		if err := check(p, o, key.CredentialID{}); err != nil {
 			return nil, a.server.Problem(ctx, err)
@@ -49,7 +49,7 @@ func (a *API) registerEvents(h huma.API) {
 
 // serveEvents writes events until the reader goes, or the time of a stream is
 // over.
-func (a *API) serveEvents(ctx context.Context, w http.ResponseWriter, p access.Principal, f filter) {
+func (a *API) serveEvents(ctx context.Context, w http.ResponseWriter, p access.Principal, f Filter) {
 	ctx, cancel := context.WithTimeout(ctx, a.stream)
 	defer cancel()
 	rc := http.NewResponseController(w)
@@ -119,7 +119,7 @@ func (a *API) pause(ctx context.Context, rev key.Revision) bool {
 type stream struct {
 	a     *API
 	p     access.Principal
-	f     filter
+	f     Filter
 	ready bool
 	since time.Time
 	sent  map[string][]byte // kind and id to the JSON that was sent last

@@ -26,8 +26,8 @@ func (a *API) registerReads(h huma.API) {
 	}
 	register(a, h, see(api.PathStatus, "status", "server", "The state of the server, and who is asking"), overall[none], a.status)
 	register(a, h, see(api.PathServices, "services", "credentials", "The services, by name"), overall[none], a.services)
-	register(a, h, see(api.PathCredentials, "credentials", "credentials", "The credentials, by service and environment"), overall[filter], a.credentials)
-	register(a, h, see(api.PathCredential, "credential", "credentials", "One credential with all its versions"), (*credential).aim, a.credential)
+	register(a, h, see(api.PathCredentials, "credentials", "credentials", "The credentials, by service and environment"), overall[Filter], a.credentials)
+	register(a, h, see(api.PathCredential, "credential", "credentials", "One credential with all its versions"), (*OfCredential).aim, a.credential)
 	register(a, h, see(api.PathPlan, "plan", "rotations", "What a rotation would do, without doing it"), (*planInput).aim, a.plan)
 	register(a, h, see(api.PathRotations, "rotations", "rotations", "The rotations, newest first"), overall[rotationsInput], a.rotations)
 	register(a, h, see(api.PathRotation, "rotation", "rotations", "One rotation"), overall[rotationInput], a.rotation)
@@ -40,7 +40,7 @@ func (a *API) registerReads(h huma.API) {
 }
 
 // aim returns the credential that the request is about.
-func (c *credential) aim() key.CredentialID { return c.id() }
+func (c *OfCredential) aim() key.CredentialID { return c.id() }
 
 func (a *API) status(ctx context.Context, p access.Principal, _ *none) (api.Status, error) {
 	s := api.Status{Version: a.version, You: api.You{Name: p.Name, Role: string(p.Role), Grants: toGrants(p.Grants)}}
@@ -49,9 +49,9 @@ func (a *API) status(ctx context.Context, p access.Principal, _ *none) (api.Stat
 		if err != nil {
 			return err
 		}
-		s.Now, s.Revision, s.Counts = v.now, toRevision(a.store.Revision()), api.Counts{}
+		s.Now, s.Revision, s.Counts = v.now, toRevision(v.revision), api.Counts{}
 		n := &s.Counts
-		cs, err := v.credentials(p, filter{})
+		cs, err := v.credentials(p, Filter{})
 		if err != nil {
 			return err
 		}
@@ -106,7 +106,7 @@ func (a *API) services(ctx context.Context, p access.Principal, _ *none) (api.Li
 		if err != nil {
 			return err
 		}
-		cs, err := v.credentials(p, filter{})
+		cs, err := v.credentials(p, Filter{})
 		if err != nil {
 			return err
 		}
@@ -127,7 +127,7 @@ func (a *API) services(ctx context.Context, p access.Principal, _ *none) (api.Li
 	return list(items), err
 }
 
-func (a *API) credentials(ctx context.Context, p access.Principal, f *filter) (api.List[api.Credential], error) {
+func (a *API) credentials(ctx context.Context, p access.Principal, f *Filter) (api.List[api.Credential], error) {
 	items := []api.Credential{}
 	err := a.store.View(ctx, func(tx store.Tx) error {
 		v, err := look(tx)
@@ -156,7 +156,7 @@ func unknown(err error, id key.CredentialID) error {
 	return key.WithHint(fmt.Errorf("credential %s: %w", id, err), "keybaton list shows what there is; declare it in keybaton.yaml and run keybaton apply")
 }
 
-func (a *API) credential(ctx context.Context, _ access.Principal, in *credential) (api.Credential, error) {
+func (a *API) credential(ctx context.Context, _ access.Principal, in *OfCredential) (api.Credential, error) {
 	var o api.Credential
 	err := a.store.View(ctx, func(tx store.Tx) error {
 		c, err := tx.Credential(in.id())
@@ -175,7 +175,7 @@ func (a *API) credential(ctx context.Context, _ access.Principal, in *credential
 
 // planInput asks for the plan of a rotation.
 type planInput struct {
-	credential
+	OfCredential
 	Emergency bool  `query:"emergency" doc:"as if a version had leaked"`
 	Leaked    int64 `query:"leaked" minimum:"0" doc:"which one; 0 is the primary"`
 }
@@ -190,7 +190,7 @@ func (a *API) plan(ctx context.Context, _ access.Principal, in *planInput) (api.
 
 // rotationsInput narrows a list of rotations.
 type rotationsInput struct {
-	filter
+	Filter
 	Open  bool `query:"open" doc:"only those that are not over"`
 	Limit int  `query:"limit" minimum:"1" maximum:"1000" default:"50"`
 }
@@ -203,7 +203,7 @@ func (a *API) rotations(ctx context.Context, p access.Principal, in *rotationsIn
 			return err
 		}
 		items = items[:0]
-		rs, err := v.rotations(p, in.filter, in.Open, in.Limit)
+		rs, err := v.rotations(p, in.Filter, in.Open, in.Limit)
 		for _, r := range rs {
 			items = append(items, v.rotation(r))
 		}
@@ -213,7 +213,7 @@ func (a *API) rotations(ctx context.Context, p access.Principal, in *rotationsIn
 }
 
 // rotations returns the newest rotations that p may see.
-func (v *view) rotations(p access.Principal, f filter, open bool, limit int) ([]rotation.Rotation, error) {
+func (v *view) rotations(p access.Principal, f Filter, open bool, limit int) ([]rotation.Rotation, error) {
 	cs, err := v.credentials(p, f)
 	if err != nil {
 		return nil, err
@@ -258,7 +258,7 @@ func (a *API) rotation(ctx context.Context, p access.Principal, in *rotationInpu
 
 // alertsInput narrows a list of alerts.
 type alertsInput struct {
-	filter
+	Filter
 	State string `query:"state" enum:"firing,resolved" doc:"absent: any"`
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 }
@@ -298,7 +298,7 @@ func (a *API) consumers(ctx context.Context, p access.Principal, _ *none) (api.L
 // far as it concerns credentials that p may see.
 func (v *view) consumers(p access.Principal) ([]api.Consumer, error) {
 	revisions := map[key.CredentialID]key.Revision{}
-	cs, err := v.credentials(p, filter{})
+	cs, err := v.credentials(p, Filter{})
 	if err != nil {
 		return nil, err
 	}

@@ -132,13 +132,13 @@ type aim[I any] func(*I) key.CredentialID
 // answer lists is filtered by what the caller may see.
 func overall[I any](*I) key.CredentialID { return key.CredentialID{} }
 
-// credential is the input of a route about one credential.
-type credential struct {
+// OfCredential is the input of a route about one credential.
+type OfCredential struct {
 	Service     string `path:"service" maxLength:"63"`
 	Environment string `path:"environment" maxLength:"63"`
 }
 
-func (c credential) id() key.CredentialID {
+func (c OfCredential) id() key.CredentialID {
 	return key.CredentialID{Service: c.Service, Environment: c.Environment}
 }
 

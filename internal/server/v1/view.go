@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keybaton/keybaton/api"
@@ -28,6 +29,7 @@ type view struct {
 	retirements map[key.CredentialID][]rotation.Retirement
 	policies    map[string]rotation.Policy
 	services    map[string]key.Service
+	revision    key.Revision
 }
 
 // look reads what every answer needs.
@@ -35,6 +37,9 @@ func look(tx store.Tx) (*view, error) {
 	v := &view{tx: tx, now: tx.Now(), alerts: map[key.CredentialID][]alert.Alert{}, retirements: map[key.CredentialID][]rotation.Retirement{},
 		policies: map[string]rotation.Policy{}, services: map[string]key.Service{}}
 	var err error
+	if v.revision, err = tx.Revision(); err != nil {
+		return nil, fmt.Errorf("reading the revision: %w", err)
+	}
 	if v.ledger.Boots, err = tx.Boots(); err != nil {
 		return nil, fmt.Errorf("reading consumers: %w", err)
 	}
@@ -74,7 +79,7 @@ func look(tx store.Tx) (*view, error) {
 
 // credentials returns those that p may see and that match the filter; an empty
 // filter is all.
-func (v *view) credentials(p access.Principal, f filter) ([]key.Credential, error) {
+func (v *view) credentials(p access.Principal, f Filter) ([]key.Credential, error) {
 	all, err := v.tx.Credentials()
 	if err != nil {
 		return nil, fmt.Errorf("reading credentials: %w", err)
@@ -82,13 +87,13 @@ func (v *view) credentials(p access.Principal, f filter) ([]key.Credential, erro
 	return slices.DeleteFunc(all, func(c key.Credential) bool { return !f.takes(c.ID) || p.Check(access.See, c.ID) != nil }), nil
 }
 
-// filter narrows a list; empty fields are every one.
-type filter struct {
+// Filter narrows a list; empty fields are every one.
+type Filter struct {
 	Service     string `query:"service" doc:"only of this service"`
 	Environment string `query:"environment" doc:"only of this environment"`
 }
 
-func (f filter) takes(id key.CredentialID) bool {
+func (f Filter) takes(id key.CredentialID) bool {
 	return (f.Service == "" || f.Service == id.Service) && (f.Environment == "" || f.Environment == id.Environment)
 }
 
@@ -169,11 +174,22 @@ func (v *view) health(c key.Credential, primary key.Version) (health, why string
 		if err != nil && !errors.Is(err, key.ErrNotFound) {
 			return "", "", fmt.Errorf("reading the rotation that made %s: %w", primary.ID, err)
 		}
-		if err == nil && r.To == primary.ID.Number && r.Probes > 0 {
-			return api.HealthOK, fmt.Sprintf("%s answered ok to %d probes when it came in", primary.ID.Number, r.Probes), nil
+		if err == nil && r.To == primary.ID.Number && proven(r) {
+			return api.HealthOK, primary.ID.Number.String() + " answered ok to every probe when it came in", nil
 		}
 	}
 	return api.HealthUnverified, "nobody has seen " + primary.ID.Number.String() + " work yet", nil
+}
+
+// proven reports whether the new version of r was probed before it was staged:
+// a gate that was opened without proof says so.
+func proven(r rotation.Rotation) bool {
+	for _, s := range r.Steps {
+		if s.Step == rotation.StepGenerate {
+			return !s.Ended.IsZero() && s.Gate != "" && !strings.HasPrefix(s.Gate, "unverified") && r.Approved[rotation.StepGenerate] == ""
+		}
+	}
+	return false
 }
 
 // answers sums what callers of the credential saw.
@@ -229,10 +245,17 @@ func (v *view) rotation(r rotation.Rotation) api.Rotation {
 		standings = v.ledger.Standings(ids[0], r.Revision, v.now)
 	}
 	for _, s := range standings {
-		if b, ok := v.ledger.Boot(s.Consumer, s.Boot); ok && r.From != 0 {
-			s.Quiet = b.Quiet(ids[0], r.Revision)
+		h := toHolder(s)
+		if b, ok := v.ledger.Boot(s.Consumer, s.Boot); ok && r.State == rotation.Quieting {
+			began := time.Duration(0) // of a process that came later
+			for _, m := range r.Marks {
+				if m.Consumer == b.Consumer && m.Boot == b.Boot {
+					began = m.Elapsed
+				}
+			}
+			h.QuietSeconds = seconds(b.Quiet(ids[0], r.Revision, began))
 		}
-		o.Holders = append(o.Holders, toHolder(s))
+		o.Holders = append(o.Holders, h)
 	}
 	return o
 }
