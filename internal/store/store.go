@@ -49,10 +49,11 @@ type Store interface {
 }
 
 // Tx is one transaction, for one goroutine, while its function runs. Every
-// method fails with key.ErrNotFound where a named thing does not exist. A limit
-// of 0 is none. Times are kept in whole milliseconds. Returned values belong to
-// the caller. After an error of the database itself (as opposed to a refusal
-// listed here) nothing is committed, whatever the function returns.
+// method fails with key.ErrNotFound where a named thing does not exist; a list
+// of what a credential has is such a method. A limit of 0 is none. Times are
+// kept to the millisecond at least. Returned values belong to the caller. After
+// an error of the database itself (as opposed to a refusal listed here) nothing
+// is committed, whatever the function returns.
 type Tx interface {
 	// Now is the time of the transaction, the same for all of it, UTC in whole
 	// milliseconds.
@@ -116,12 +117,14 @@ type Tx interface {
 	Rotations(id key.CredentialID, limit int) ([]rotation.Rotation, error) // newest first; a zero id is all
 	PutRotation(rotation.Rotation) error
 	// PutGate notes what an open rotation waits for; allowed in Observe.
+	// ErrConflict once it has ended.
 	PutGate(rotation string, g rotation.Gate) error
 
 	Retirement(id key.VersionID) (rotation.Retirement, error)
 	Retirements(id key.CredentialID) ([]rotation.Retirement, error) // those not ended; a zero id is all
 	PutRetirement(rotation.Retirement) error
 	// PutRetirementGate notes what a retirement waits for; allowed in Observe.
+	// ErrConflict once it has ended.
 	PutRetirementGate(id key.VersionID, g rotation.Gate) error
 
 	Tokens() ([]access.Token, error) // by name
@@ -131,7 +134,7 @@ type Tx interface {
 
 	Holds(id key.CredentialID) ([]evidence.Hold, error) // a zero id is all
 	HoldsOf(consumer string) ([]evidence.Hold, error)
-	PutHold(evidence.Hold) error                   // one per consumer, boot and version
+	PutHold(evidence.Hold) error // one per consumer, boot and version
 	DeleteHold(consumer, boot string, v key.VersionID) error
 
 	Boots(consumers ...string) ([]evidence.Boot, error) // none named: all
@@ -168,8 +171,9 @@ type Tx interface {
 	// time left. Every write that follows from a claim calls it first.
 	Fence(l Lease) error
 	// Release ends the claim; the item is due at next (zero: not by itself), or
-	// earlier if Due asked for it meanwhile. A claim that nobody releases is due
-	// again when its time ends. key.ErrFenced once somebody else has claimed it.
+	// earlier if that was asked for and had not come when it was claimed. A claim
+	// that nobody releases is due again when its time ends. key.ErrFenced once
+	// somebody else has claimed it.
 	Release(l Lease, next time.Time) error
 	// Due makes the item due at the latest at at, creating it if needed. While
 	// it is held, that holds for the time after the release.
