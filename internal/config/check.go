@@ -380,8 +380,6 @@ func (d *decoder) managers(f File, index map[key.CredentialID]int) {
 	}
 }
 
-var windowRE = regexp.MustCompile(`^(?:((?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)(?:[-,](?:Mon|Tue|Wed|Thu|Fri|Sat|Sun))*) )?([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-4]):([0-5][0-9])$`)
-
 func (d *decoder) policy(name string, y policy) rotation.Policy {
 	field := "policies." + name
 	d.checkName(field, "a policy", name)
@@ -406,7 +404,7 @@ func (d *decoder) policy(name string, y policy) rotation.Policy {
 		}
 	}
 	if y.Window != "" {
-		if m := windowRE.FindStringSubmatch(y.Window); m == nil || m[2]+m[3] >= m[4]+m[5] || m[4] == "24" && m[5] != "00" {
+		if (rotation.Policy{Window: y.Window}).Validate() != nil {
 			d.failAt(field+".window", "%q is not a window; write it like Mon-Fri 09:00-17:00, its end after its beginning", short(y.Window))
 		}
 	}

@@ -177,7 +177,7 @@ func TestParseNamesMistakes(t *testing.T) {
 		{"cron", head + "policies: {p: {cron: '0 3 * *'}}\n", "policies.p.cron: expected exactly 5 fields"},
 		{"cron zone", head + "policies: {p: {cron: 'TZ=UTC 0 3 * * *'}}\n", "policies.p.cron: write five fields, such as 0 3 1 * *; the time zone goes into zone"},
 		{"zone", head + "policies: {p: {zone: Berlin}}\n", `policies.p.zone: "Berlin" is not a time zone; write it like Europe/Berlin or UTC`},
-		{"window", head + "policies: {p: {window: Mon-Fri}}\n", `policies.p.window: "Mon-Fri" is not a window; write it like Mon-Fri 09:00-17:00`},
+		{"window", head + "policies: {p: {window: nights}}\n", `policies.p.window: "nights" is not a window; write it like Mon-Fri 09:00-17:00`},
 		{"window backwards", head + "policies: {p: {window: '17:00-09:00'}}\n", `policies.p.window: "17:00-09:00" is not a window`},
 		{"spare", head + "policies: {p: {spare: hot}}\n", `policies.p.spare: "hot" is not known here; there is warm, none`},
 		{"unverified", head + "policies: {p: {unverified: proced}}\n", `policies.p.unverified: "proced" is not known here; did you mean "proceed"?`},
