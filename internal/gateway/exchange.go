@@ -53,6 +53,7 @@ func (c *Core) Begin(x *Exchange, h Head, now time.Time) error {
 		if x.cr != nil {
 			x.cr.tally.requests.Add(1)
 			x.cr.tally.failed.Add(1)
+			x.cr = nil
 		}
 		return f
 	}
@@ -89,7 +90,7 @@ func (x *Exchange) begin(h *Head) *Fault {
 
 // admit routes and authorizes.
 func (x *Exchange) admit(h *Head, s *snapshot) (*credential, *Fault) {
-	cands, service, env, prefix, miss := s.route(h)
+	cands, env, prefix, miss := s.route(h)
 	p, f := x.seek(h, s, cands)
 	if f != nil {
 		return nil, f // what there is, is for callers with a token to know
@@ -105,7 +106,6 @@ func (x *Exchange) admit(h *Head, s *snapshot) (*credential, *Fault) {
 		return nil, f
 	}
 	x.who, x.prefix, x.mount = p, prefix, h.Path[:prefix]
-	_ = service
 	return cr, nil
 }
 

@@ -381,10 +381,13 @@ func (c *Core) Pinned(below key.Revision) []key.VersionID {
 func (cr *credential) pinned() []key.VersionID {
 	every := cr.pins.Load() > 0
 	var out []key.VersionID
-	for _, s := range append(slices.Clone(cr.slots), cr.kept) {
-		if s != nil && (every || s.pins.Load() > 0) {
+	for _, s := range cr.all {
+		if s.pins.Load() > 0 || every && slices.Contains(cr.slots, s) {
 			out = append(out, s.id)
 		}
+	}
+	if k := cr.kept; k != nil && (every || k.pins.Load() > 0) {
+		out = append(out, k.id)
 	}
 	return out
 }

@@ -17,7 +17,12 @@ const maxProbes = 8
 type errand struct {
 	probe *call.Probe
 	slot  *slot
-	early bool
+}
+
+// drop ends the errand.
+func (e errand) drop() {
+	e.slot.pins.Add(-1)
+	e.slot.use.probing.Store(false)
 }
 
 // RunProbes makes the probes that frames ask for, through rt, until ctx ends;
@@ -36,7 +41,7 @@ func (c *Core) RunProbes(ctx context.Context, rt http.RoundTripper) {
 			select {
 			case room <- struct{}{}:
 			case <-ctx.Done():
-				e.slot.use.probing.Store(false)
+				e.drop()
 				continue
 			}
 			wg.Go(func() {
@@ -77,7 +82,7 @@ func (c *Core) errands(now time.Time) []errand {
 				continue
 			}
 			sl.pins.Add(1)
-			out = append(out, errand{cr.probe, sl, sl.early(cr, now)})
+			out = append(out, errand{cr.probe, sl})
 		}
 	}
 	return out
@@ -86,10 +91,7 @@ func (c *Core) errands(now time.Time) []errand {
 // run makes one probe and counts it.
 func (c *Core) run(ctx context.Context, rt http.RoundTripper, e errand) {
 	u := e.slot.use
-	defer func() {
-		e.slot.pins.Add(-1)
-		u.probing.Store(false)
-	}()
+	defer e.drop()
 	res, err := e.probe.DoRendered(ctx, rt, e.slot.key)
 	if ctx.Err() != nil {
 		return

@@ -35,29 +35,26 @@ type Head struct {
 // route finds the candidates for the credential that a request is for: all of
 // one service where the environment is not said. prefix is how many bytes of
 // the path name it; fault is an answer to callers with a valid token.
-func (s *snapshot) route(h *Head) (cands []*credential, service, env string, prefix int, fault *Fault) {
+func (s *snapshot) route(h *Head) (cands []*credential, env string, prefix int, fault *Fault) {
 	if service, env, ok := splitHost(h.Host); ok {
 		cands, fault := s.lookup(service, env)
-		return cands, service, env, 0, fault
+		return cands, env, 0, fault
 	}
 	service, n := segment(h.Path, 0)
-	if service == "" {
-		return nil, "", "", 0, noService("")
-	}
 	if svc, e, ok := strings.Cut(service, "@"); ok {
 		cands, fault := s.lookup(svc, e)
-		return cands, svc, e, n, fault
+		return cands, e, n, fault
 	}
 	if cands := s.services[service]; len(cands) > 0 {
-		return cands, service, "", n, nil
+		return cands, "", n, nil
 	}
 	if s.envs[service] {
 		if svc, m := segment(h.Path, n); svc != "" {
 			cands, fault := s.lookup(svc, service)
-			return cands, svc, service, m, fault
+			return cands, service, m, fault
 		}
 	}
-	return nil, service, "", n, noService(service)
+	return nil, "", n, noService(service)
 }
 
 func (s *snapshot) lookup(service, env string) ([]*credential, *Fault) {
