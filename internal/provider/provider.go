@@ -68,7 +68,9 @@ type Lister interface {
 // Disabler is a driver whose vendor can switch a key off and on again.
 type Disabler interface {
 	// Disable switches vendorID off; saved is what Enable needs, without
-	// plaintext.
+	// plaintext. It is to be kept even with an error when it is not empty: the
+	// vendor may have lost it by then. An empty one without an error changes
+	// nothing: the key was off already, and what was saved before stays good.
 	Disable(ctx context.Context, env Env, vendorID string) (saved string, err error)
 	// Enable switches it on again.
 	Enable(ctx context.Context, env Env, vendorID, saved string) error
@@ -92,6 +94,21 @@ type Previewer interface {
 	// Preview returns the requests of one act ("issue", "probe", "list",
 	// "disable", "enable", "revoke") as "METHOD URL", with no secret in them.
 	Preview(env Env, act string) []string
+}
+
+// Labeler is a driver whose vendor does not take every label. A key issued
+// under a label is listed under Label(env, label).
+type Labeler interface {
+	Label(env Env, label string) string
+}
+
+// LabelAt returns the name that a key issued by d under label has at the
+// vendor, as [Lister] lists it.
+func LabelAt(d Driver, env Env, label string) string {
+	if l, ok := d.(Labeler); ok {
+		return l.Label(env, label)
+	}
+	return label
 }
 
 // Listed is one key as the vendor lists it.
