@@ -54,7 +54,8 @@ const (
 	Applied      EventKind = "applied"       // Revision is in use
 	Acknowledged EventKind = "acknowledged"  // the server has taken the acknowledgement of Revision
 	Refused      EventKind = "refused"       // a frame was not taken; Err says why
-	Unsent       EventKind = "unsent"        // an acknowledgement or report was not accepted; it is tried again
+	AckFailed    EventKind = "ack_failed"    // an acknowledgement was not accepted; it is tried again
+	ReportFailed EventKind = "report_failed" // a report was not accepted; it is tried again
 	CacheLost    EventKind = "cache_lost"    // the cache does not open; it is begun anew
 	CacheFailed  EventKind = "cache_failed"  // the cache cannot be written; nothing is acknowledged until it can
 	CacheApplied EventKind = "cache_applied" // Revision is in use, from the cache
@@ -248,7 +249,15 @@ func (l *Link) save(f Frame) error {
 	l.mu.Lock()
 	l.state.Cached = f.Revision
 	l.mu.Unlock()
+	l.passed(CacheFailed)
 	return nil
+}
+
+// passed notes that a failure of kind k is over: the next one is told again.
+func (l *Link) passed(k EventKind) {
+	l.mu.Lock()
+	delete(l.told, k)
+	l.mu.Unlock()
 }
 
 // use makes f the frame in use and asks for its acknowledgement.
@@ -272,14 +281,16 @@ func (l *Link) event(k EventKind, r key.Revision, err error) {
 		delete(l.told, Disconnected)
 	case Disconnected:
 		l.state.Connected, l.state.Err = false, err
-	case Refused, CacheFailed, Unsent:
+	case Refused, CacheFailed, AckFailed, ReportFailed:
 		l.state.Err = err
+	case Applied:
+		delete(l.told, Refused)
 	case Acknowledged:
 		l.state.Acked = r
 		if l.state.Connected {
 			l.state.Err = nil
 		}
-		delete(l.told, Unsent)
+		delete(l.told, AckFailed)
 	}
 	again := false
 	if err != nil {
@@ -352,7 +363,7 @@ func (l *Link) acknowledging(ctx context.Context) {
 		case <-tick.C:
 		}
 		if err := l.acknowledge(ctx); err != nil && ctx.Err() == nil {
-			l.event(Unsent, l.State().Revision, fmt.Errorf("acknowledging: %w", err))
+			l.event(AckFailed, l.State().Revision, fmt.Errorf("acknowledging: %w", err))
 		}
 	}
 }
@@ -441,6 +452,7 @@ func (l *Link) reporting(ctx context.Context, report func(int64, time.Duration) 
 		err := l.post(ctx, ReportPath, *waiting)
 		if err == nil {
 			seq, waiting = seq+1, nil
+			l.passed(ReportFailed)
 			return nil
 		}
 		if r, ok := errors.AsType[*refusal](err); ok && r.final() {
@@ -465,7 +477,7 @@ func (l *Link) reporting(ctx context.Context, report func(int64, time.Duration) 
 		}
 		if err := send(ctx); err != nil {
 			if ctx.Err() == nil {
-				l.event(Unsent, l.State().Revision, fmt.Errorf("reporting: %w", err))
+				l.event(ReportFailed, l.State().Revision, fmt.Errorf("reporting: %w", err))
 			}
 			retryAt = time.Now().Add(jitter(wait))
 			wait = min(2*wait, max(l.c.Backoff, l.c.Every))
