@@ -1,0 +1,69 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/keybaton/keybaton/api"
+	"github.com/keybaton/keybaton/client"
+)
+
+func (s *session) listCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the credentials and how they do",
+		Args:  nothing,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := s.client()
+			if err != nil {
+				return err
+			}
+			items, err := c.Credentials(cmd.Context(), client.Filter{Environment: s.env})
+			if err != nil {
+				return err
+			}
+			if s.json {
+				return s.encode(items)
+			}
+			s.credentials(items)
+			return nil
+		},
+	}
+}
+
+func (s *session) credentials(items []api.Credential) {
+	if len(items) == 0 {
+		s.text("there are no credentials yet")
+		s.next("declare them in keybaton.yaml and run keybaton apply")
+		return
+	}
+	var rows [][]span
+	for _, c := range items {
+		rows = append(rows, []span{{c.Service, plain}, {c.Environment, plain}, {c.Health, healthTone(c.Health)}, {version(c.Slots.Primary), plain},
+			{version(c.Slots.Fallback), plain}, {s.ago(c.Rotated), plain}, {s.ago(c.Due), plain}, doing(c)})
+	}
+	s.table([]string{"SERVICE", "ENV", "HEALTH", "PRIMARY", "FALLBACK", "ROTATED", "DUE", "DOING"}, rows)
+}
+
+// doing says in a few words what happens with a credential.
+func doing(c api.Credential) span {
+	if r := c.Rotation; r != nil {
+		switch {
+		case r.State == "stopped":
+			return span{"rotation stopped", bad}
+		case r.Paused:
+			return span{"rotation paused", warn}
+		case r.Gate.Person && !r.Gate.Open:
+			return span{r.Step + ": waits for a person", warn}
+		}
+		return span{"rotating: " + r.Step, plain}
+	}
+	for _, r := range c.Retirements {
+		if r.Gate.Person && !r.Gate.Open {
+			return span{version(r.Version) + " " + r.State + ": waits for a person", warn}
+		}
+	}
+	if len(c.Retirements) > 0 {
+		return span{version(c.Retirements[0].Version) + " is " + c.Retirements[0].State, dim}
+	}
+	return span{}
+}
