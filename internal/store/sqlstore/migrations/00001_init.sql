@@ -105,8 +105,8 @@ CREATE TABLE rotation (
     machine     BIGINT NOT NULL,
     kind        TEXT   NOT NULL CHECK (kind IN ('scheduled', 'manual', 'set', 'first', 'spare', 'emergency')),
     state       TEXT   NOT NULL CHECK (state IN (
-        'planned', 'issuing', 'unknown', 'waiting_key', 'proving', 'staging', 'distributing', 'promoting',
-        'soaking', 'quieting', 'retiring', 'rolling_back', 'stopped', 'done', 'rolled_back', 'superseded')),
+        'planned', 'issuing', 'unknown', 'waiting_key', 'proving', 'staging', 'distributing', 'soaking',
+        'quieting', 'retiring', 'rolling_back', 'undoing', 'stopped', 'done', 'rolled_back', 'superseded')),
     started_ms  BIGINT NOT NULL,
     doc         TEXT   NOT NULL,
     FOREIGN KEY (service, environment) REFERENCES credential (service, environment) ON DELETE CASCADE
