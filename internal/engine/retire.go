@@ -126,15 +126,16 @@ func (p *pass) disable(ctx context.Context, f *facts, r rotation.Retirement) err
 	}
 	saved, err := d.Disable(call, env, f.rules.Versions[r.Version.Number].VendorID)
 	cancel()
-	if err != nil {
-		return p.failed(ctx, r, "disabling", err)
-	}
-	return p.commitRetire(ctx, r, rotation.Event{Kind: rotation.Disabled}, func(_ store.Tx, _ rotation.Retirement, v *key.Version) error {
+	keep := func(_ store.Tx, _ rotation.Retirement, v *key.Version) error {
 		if saved != "" {
 			v.Saved = saved
 		}
 		return nil
-	})
+	}
+	if err != nil {
+		return p.commitRetire(ctx, r, rotation.Event{Kind: rotation.Failed, Why: "disabling: " + err.Error(), Retry: p.now.Add(backoff(r.Attempts, err))}, keep)
+	}
+	return p.commitRetire(ctx, r, rotation.Event{Kind: rotation.Disabled}, keep)
 }
 
 // enable takes a disabled key back into use, for a rollback.
@@ -269,8 +270,9 @@ func (p *pass) byLabel(ctx context.Context, f *facts, v key.Version) ([]provider
 	if err != nil {
 		return nil, err
 	}
+	label := provider.LabelAt(f.driver, env, v.Label)
 	return slices.DeleteFunc(keys, func(k provider.Listed) bool {
-		if k.Label != v.Label && k.VendorID != v.Label {
+		if k.Label != label && k.VendorID != label {
 			return true
 		}
 		return slices.ContainsFunc(f.versions, func(o key.Version) bool { return o.VendorID == k.VendorID && o.VendorID != "" })

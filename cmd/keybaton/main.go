@@ -1,0 +1,40 @@
+// Command keybaton keeps the API keys of services, gives them to callers at run
+// time, and replaces them without a failed request. This file joins what
+// starts something with the verbs that talk to the API.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/keybaton/keybaton/internal/cli"
+)
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	debug.SetGCPercent(400) // requests allocate little that lives; see the gateway's benchmark
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := cli.Command(cli.System())
+	root.AddCommand(serveCommand(), demoCommand(), recipeCommand())
+	return cli.Execute(ctx, root, os.Args[1:])
+}
+
+// terminal reports whether f is one.
+func terminal(f *os.File) bool {
+	fi, err := f.Stat()
+	return err == nil && fi.Mode()&os.ModeCharDevice != 0
+}
+
+// colored reports whether f may get colours.
+func colored(f *os.File) bool {
+	return terminal(f) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// say prints a line for people.
+func say(format string, args ...any) { _, _ = fmt.Fprintf(os.Stderr, format+"\n", args...) }

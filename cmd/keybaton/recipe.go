@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/keybaton/keybaton/internal/app"
+	"github.com/keybaton/keybaton/secret"
+)
+
+func recipeCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "recipe", Short: "List, check and try recipes: the files that describe vendors' key APIs"}
+	cmd.AddCommand(recipeList(), recipeCheck(), recipeTry())
+	return cmd
+}
+
+func recipeList() *cobra.Command {
+	return &cobra.Command{Use: "list", Short: "List the providers of this program", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		rs, err := app.Recipes()
+		if err != nil {
+			return err
+		}
+		if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(rs)
+		}
+		out := cmd.OutOrStdout()
+		_, _ = fmt.Fprintf(out, "%-16s %-22s %-10s %-8s %s\n", "PROVIDER", "VENDOR", "ROTATION", "TESTED", "PARAMS")
+		for _, r := range rs {
+			how := "pasted"
+			if r.Issue && r.Revoke {
+				how = "automatic"
+			}
+			var params []string
+			for _, p := range r.Params {
+				params = append(params, p.Name)
+			}
+			_, _ = fmt.Fprintf(out, "%-16s %-22s %-10s %-8s %s\n", r.ID, r.Vendor, how, r.Tested, strings.Join(params, ", "))
+		}
+		return nil
+	}}
+}
+
+func recipeCheck() *cobra.Command {
+	return &cobra.Command{Use: "check FILE", Short: "Check a recipe; every mistake is named with line and field", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		r, err := app.LoadRecipe(args[0])
+		if err != nil {
+			return err
+		}
+		d, manager := app.DescribeRecipe(r)
+		out := cmd.OutOrStdout()
+		if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
+			return json.NewEncoder(out).Encode(d)
+		}
+		_, _ = fmt.Fprintf(out, "%s is a good recipe: %s\n", args[0], d.Vendor)
+		for _, a := range []struct {
+			what string
+			can  bool
+		}{{"issue", d.Issue}, {"probe", d.Probe}, {"list", d.List}, {"disable", d.Disable}, {"revoke", d.Revoke}} {
+			word := "yes"
+			if !a.can {
+				word = "no"
+			}
+			_, _ = fmt.Fprintf(out, "  %-8s %s\n", a.what, word)
+		}
+		_, _ = fmt.Fprintf(out, "  parts    %s\n", strings.Join(d.Parts, ", "))
+		if len(manager) > 0 {
+			_, _ = fmt.Fprintf(out, "  manager  %s (%s)\n", d.Manager, strings.Join(manager, ", "))
+		}
+		return nil
+	}}
+}
+
+func recipeTry() *cobra.Command {
+	var params []string
+	cmd := &cobra.Command{
+		Use:   "try FILE",
+		Short: "Run a recipe against the live vendor: issue, probe, list, disable, revoke, prove",
+		Long: `Run a recipe against the live vendor: issue, probe, list, disable, revoke, prove.
+
+It issues one key, and revokes it whatever happens. The parts of the manager key
+are asked for without echo; where standard input is not a terminal they are read
+from it, one PART=VALUE a line.`,
+		Example: "  keybaton recipe try rabbitmq --param base_url=http://127.0.0.1:15672",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := app.LoadRecipe(args[0])
+			if err != nil {
+				return err
+			}
+			vals := map[string]string{}
+			for _, p := range params {
+				k, v, ok := strings.Cut(p, "=")
+				if !ok {
+					return fmt.Errorf("--param %s: write it like base_url=https://api.example.com", k)
+				}
+				vals[k] = v
+			}
+			_, names := app.DescribeRecipe(r)
+			manager, err := readParts(names)
+			if err != nil {
+				return err
+			}
+			return app.TryRecipe(cmd.Context(), r, vals, manager, func(line string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), line) })
+		},
+	}
+	cmd.Flags().StringArrayVar(&params, "param", nil, "NAME=VALUE; may be repeated")
+	return cmd
+}
+
+// readParts asks for the parts of a manager key, never from the command line.
+func readParts(names []string) (secret.Parts, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	out := secret.Parts{}
+	if term.IsTerminal(int(os.Stdin.Fd())) {
+		for _, n := range names {
+			say("manager key, part %q (not shown):", n)
+			b, err := term.ReadPassword(int(os.Stdin.Fd()))
+			if err != nil {
+				return nil, fmt.Errorf("reading the manager key: %w", err)
+			}
+			out[n] = secret.New(b)
+			clear(b)
+		}
+		return out, nil
+	}
+	sc := bufio.NewScanner(os.Stdin)
+	for sc.Scan() {
+		k, v, ok := strings.Cut(strings.TrimSpace(sc.Text()), "=")
+		if !ok && len(names) == 1 && k != "" {
+			k, v = names[0], k
+		}
+		if k != "" {
+			out[k] = secret.FromString(v)
+		}
+	}
+	for _, n := range names {
+		if out[n].IsZero() {
+			return nil, fmt.Errorf("the manager key's part %q is missing; give PART=VALUE lines on standard input", n)
+		}
+	}
+	return out, sc.Err()
+}
