@@ -144,7 +144,12 @@ type sent struct {
 	answers map[key.CredentialID]evidence.Answers
 	seq     int64
 	pending evidence.Report
+	aligned bool
+	shift   time.Duration // from this clock to the one of reports, never back
 }
+
+// alignment is the grain to which clocks are aligned.
+const alignment = 10 * time.Millisecond
 
 // Report returns the uses and answers that changed since the last report that
 // [Core.Reported] says has arrived, cumulative per boot; where it is never
@@ -154,8 +159,20 @@ func (c *Core) Report(seq int64, elapsed time.Duration) evidence.Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := evidence.Report{Consumer: c.cfg.Consumer, Boot: c.cfg.Boot, Seq: seq, Elapsed: elapsed}
+	if !c.sent.aligned {
+		// The sender's clock may have begun before this one. Last uses are put
+		// on it, rather late than early: quiet is measured from them.
+		c.sent.aligned = true
+		if d := elapsed - c.elapsed(c.cfg.Now()); d > 0 {
+			c.sent.shift = d.Truncate(alignment) + alignment
+		}
+	}
 	for id, u := range c.uses {
-		if now := u.load(); now != c.sent.uses[id] && now != (evidence.Use{Version: id}) {
+		now := u.load()
+		if now.LastUse > 0 {
+			now.LastUse += c.sent.shift
+		}
+		if now != c.sent.uses[id] && now != (evidence.Use{Version: id}) {
 			r.Uses = append(r.Uses, now)
 		}
 	}
