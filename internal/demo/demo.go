@@ -261,10 +261,21 @@ func (s *story) until(ctx context.Context, what string, ok func(api.Credential) 
 		s.screen.counts(s.traffic)
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+			return fmt.Errorf("waiting for %s: %s: %w", what, waiting(c), ctx.Err())
 		case <-tick.C:
 		}
 	}
+}
+
+// waiting says what a credential waits for.
+func waiting(c api.Credential) string {
+	if c.Rotation != nil {
+		return fmt.Sprintf("the %s rotation is %s: %s %v", c.Rotation.Kind, c.Rotation.State, c.Rotation.Gate.Reason, c.Rotation.Gate.Missing)
+	}
+	for _, r := range c.Retirements {
+		return fmt.Sprintf("v%d is %s: %s %v", r.Version, r.State, r.Gate.Reason, r.Gate.Missing)
+	}
+	return fmt.Sprintf("primary v%d, fallback v%d, no rotation", c.Slots.Primary, c.Slots.Fallback)
 }
 
 // steady lets the traffic flow for a while.

@@ -160,7 +160,7 @@ func (c *change) retireVersion(n key.Number, rev key.Revision, emergency bool) e
 func (p *pass) writeIntent(ctx context.Context, r rotation.Rotation) error {
 	suffix := hexOf(p.cfg.Rand, 4)
 	err := p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "rotation." + string(rotation.Intended), Credential: p.id, Rotation: r.ID}, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		c, err := tx.Credential(p.id)
@@ -255,7 +255,7 @@ func (p *pass) keep(ctx context.Context, f *facts, r rotation.Rotation, v key.Ve
 	}
 	// The rotation was rolled back or superseded while the vendor answered.
 	return p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "version.issued late", Credential: p.id, Version: r.To, Rotation: r.ID}, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		c := &change{p: p, tx: tx, rot: r}
@@ -322,7 +322,7 @@ func (p *pass) afterIssue(ctx context.Context, r rotation.Rotation, e rotation.E
 		return err
 	}
 	return p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "version." + string(e.Kind), Credential: p.id, Version: r.To, Rotation: r.ID}, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		return fn(&change{p: p, tx: tx, rot: r})

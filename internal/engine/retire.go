@@ -70,7 +70,7 @@ func (p *pass) commitRetire(ctx context.Context, r rotation.Retirement, e rotati
 	}
 	why := audit.Entry{Actor: access.System.Name, Action: "version." + string(e.Kind), Credential: p.id, Version: r.Version.Number, Rotation: r.Rotation, Detail: detail}
 	err := p.cfg.Store.Update(ctx, why, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		cur, err := tx.Retirement(r.Version)
@@ -234,7 +234,7 @@ func (p *pass) look(ctx context.Context, f *facts, r rotation.Rotation) error {
 	found, err := p.byLabel(ctx, f, f.rules.Versions[r.To])
 	if err != nil {
 		return p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "rotation.look failed", Credential: p.id, Rotation: r.ID, Detail: map[string]string{"why": err.Error()}}, func(tx store.Tx) error {
-			if err := tx.Fence(p.lease); err != nil {
+			if err := tx.Fence(*p.held); err != nil {
 				return err
 			}
 			cur, err2 := tx.Rotation(r.ID)
@@ -329,7 +329,7 @@ func (p *pass) stray(ctx context.Context, f *facts, v key.Version) (acted bool, 
 	}
 	err = p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "version.reconciled", Credential: p.id, Version: v.ID.Number,
 		Detail: map[string]string{"found": fmt.Sprint(len(found))}}, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		c := &change{p: p, tx: tx}

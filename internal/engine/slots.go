@@ -214,7 +214,7 @@ func (p *pass) commitWith(ctx context.Context, id string, e rotation.Event, fn f
 	}
 	why := audit.Entry{Actor: access.System.Name, Action: "rotation." + string(e.Kind), Credential: p.id, Rotation: id, Version: e.To, Detail: detail}
 	return p.cfg.Store.Update(ctx, why, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		c := &change{p: p, tx: tx}

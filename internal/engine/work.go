@@ -119,12 +119,12 @@ func (e *Engine) sleep(ctx context.Context) time.Duration {
 // Step claims one credential that is due and does all that can be done for it
 // now. It reports whether there was one.
 func (e *Engine) Step(ctx context.Context) (bool, error) {
-	return store.Work(ctx, e.cfg.Store, leaseKind, e.cfg.Owner, e.cfg.Lease, func(ctx context.Context, l store.Lease) (time.Time, error) {
+	return store.Work(ctx, e.cfg.Store, leaseKind, e.cfg.Owner, e.cfg.Lease, func(ctx context.Context, l *store.Lease) (time.Time, error) {
 		id, err := key.ParseCredentialID(l.Item)
 		if err != nil {
 			return time.Time{}, nil
 		}
-		p := &pass{Engine: e, id: id, lease: l}
+		p := &pass{Engine: e, id: id, held: l}
 		next, err := p.run(ctx)
 		switch {
 		case err == nil:
@@ -141,7 +141,7 @@ func (e *Engine) Step(ctx context.Context) (bool, error) {
 type pass struct {
 	*Engine
 	id     key.CredentialID
-	lease  store.Lease
+	held   *store.Lease
 	now    time.Time // of the newest facts
 	intent int       // the attempt whose intent this pass wrote
 	asked  bool      // this pass has called a vendor for a new key
@@ -222,7 +222,7 @@ func (p *pass) noteGate(ctx context.Context, old, g rotation.Gate, put func(stor
 		return nil
 	}
 	return p.cfg.Store.Observe(ctx, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
 		return put(tx)
@@ -247,14 +247,14 @@ func equal(a, b []string) bool {
 func (p *pass) renew(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	var left time.Duration
 	err := p.cfg.Store.Observe(ctx, func(tx store.Tx) error {
-		if err := tx.Fence(p.lease); err != nil {
+		if err := tx.Fence(*p.held); err != nil {
 			return err
 		}
-		l, err := tx.ClaimItem(p.lease.Kind, p.lease.Item, p.lease.Owner, p.cfg.Lease)
+		l, err := tx.ClaimItem(p.held.Kind, p.held.Item, p.held.Owner, p.cfg.Lease)
 		if err != nil {
 			return err
 		}
-		p.lease, left = l, l.Until.Sub(tx.Now())
+		*p.held, left = l, l.Until.Sub(tx.Now())
 		return nil
 	})
 	if err != nil {

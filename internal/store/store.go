@@ -193,11 +193,12 @@ type Lease struct {
 	Until time.Time
 }
 
-// Work claims one due item of kind and runs fn on it, then releases it until
+// Work claims one due item of kind and runs fn on it, which may renew the lease
+// in place by claiming the item again; then it releases it until
 // the time fn returns. It reports whether there was one. When fn fails, the
 // item stays claimed until its lease ends, unless the error says otherwise by
 // a non-zero next.
-func Work(ctx context.Context, s Store, kind, owner string, ttl time.Duration, fn func(context.Context, Lease) (next time.Time, err error)) (bool, error) {
+func Work(ctx context.Context, s Store, kind, owner string, ttl time.Duration, fn func(context.Context, *Lease) (next time.Time, err error)) (bool, error) {
 	var l Lease
 	err := s.Observe(ctx, func(tx Tx) (err error) {
 		l, err = tx.Claim(kind, owner, ttl)
@@ -209,7 +210,7 @@ func Work(ctx context.Context, s Store, kind, owner string, ttl time.Duration, f
 	if err != nil {
 		return false, err
 	}
-	next, err := fn(ctx, l)
+	next, err := fn(ctx, &l)
 	if err != nil && next.IsZero() {
 		return true, err
 	}
