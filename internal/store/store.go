@@ -165,7 +165,7 @@ type Tx interface {
 	Claim(kind, owner string, ttl time.Duration) (Lease, error)
 	// ClaimItem takes that one lease, due or not, creating it if needed;
 	// key.ErrConflict while another owner holds it. The same owner may take it
-	// anew, which ends its earlier claim.
+	// anew, which ends its earlier claim: that is how a lease is renewed.
 	ClaimItem(kind, item, owner string, ttl time.Duration) (Lease, error)
 	// Fence fails with key.ErrFenced unless l is still held: owner, term, and
 	// time left. Every write that follows from a claim calls it first.
@@ -194,10 +194,9 @@ type Lease struct {
 }
 
 // Work claims one due item of kind and runs fn on it, which may renew the lease
-// in place by claiming the item again; then it releases it until
-// the time fn returns. It reports whether there was one. When fn fails, the
-// item stays claimed until its lease ends, unless the error says otherwise by
-// a non-zero next.
+// in place by claiming the item again; then it releases it until the time fn
+// returns. It reports whether there was one. When fn fails, the item stays
+// claimed until its lease ends, unless fn says otherwise by a non-zero next.
 func Work(ctx context.Context, s Store, kind, owner string, ttl time.Duration, fn func(context.Context, *Lease) (next time.Time, err error)) (bool, error) {
 	var l Lease
 	err := s.Observe(ctx, func(tx Tx) (err error) {

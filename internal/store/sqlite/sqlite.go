@@ -62,7 +62,7 @@ func open(ctx context.Context, path string, o Options) (*sqlstore.Store, *sql.DB
 	if err != nil {
 		return nil, nil, err
 	}
-	write, err := connect(path, "immediate")
+	write, err := connect(path, "immediate", "cache_size(-65536)") // KiB, for large updates
 	if err != nil {
 		_ = unlock()
 		return nil, nil, classify(err).Explain("opening the database", path, err)

@@ -11,8 +11,8 @@ import (
 
 // A lease is free (no owner) and due at next_ms, or held and due again when its
 // time ends. A claim clears a next_ms that has come: it is being answered. One
-// that lies ahead, or is asked for while the lease is held, counts after the
-// release.
+// that lies ahead, or is asked for while the lease is held (and maybe renewed),
+// counts after the release.
 
 const leaseColumns = `kind, item, owner, term, until_ms`
 
@@ -75,7 +75,7 @@ func (t *transaction) claimItem(kind, item, owner string, ttl time.Duration) (st
 	l, err := one(t, readLease, `INSERT INTO lease (kind, item, owner, term, until_ms, next_ms, due_ms) VALUES ($1, $2, $3, 1, $4, 0, $4)
 		ON CONFLICT (kind, item) DO UPDATE SET owner = excluded.owner, term = lease.term + 1,
 			until_ms = excluded.until_ms, due_ms = excluded.due_ms,
-			next_ms = CASE WHEN lease.next_ms > $5 THEN lease.next_ms ELSE 0 END
+			next_ms = CASE WHEN lease.next_ms > $5 OR lease.owner = excluded.owner THEN lease.next_ms ELSE 0 END
 			WHERE lease.owner = '' OR lease.owner = excluded.owner OR lease.until_ms <= $5
 		RETURNING `+leaseColumns, kind, item, owner, t.now.Add(ttl).UnixMilli(), t.now.UnixMilli())
 	if t.err != nil || !errors.Is(err, key.ErrNotFound) {

@@ -228,10 +228,10 @@ func testDue(t *testing.T, f *fixture) {
 
 func testWork(t *testing.T, f *fixture) {
 	ctx := context.Background()
-	work := func(fn func(context.Context, store.Lease) (time.Time, error)) (bool, error) {
+	work := func(fn func(context.Context, *store.Lease) (time.Time, error)) (bool, error) {
 		return store.Work(ctx, f, "work", "one", ttl, fn)
 	}
-	did, err := work(func(context.Context, store.Lease) (time.Time, error) {
+	did, err := work(func(context.Context, *store.Lease) (time.Time, error) {
 		t.Error("there was no work")
 		return time.Time{}, nil
 	})
@@ -239,8 +239,8 @@ func testWork(t *testing.T, f *fixture) {
 
 	now := f.Tx()
 	f.due(t, "i", now)
-	did, err = work(func(_ context.Context, l store.Lease) (time.Time, error) {
-		if err := f.fence(l); err != nil {
+	did, err = work(func(_ context.Context, l *store.Lease) (time.Time, error) {
+		if err := f.fence(*l); err != nil {
 			t.Error(err)
 		}
 		return now.Add(time.Minute), nil
@@ -250,17 +250,28 @@ func testWork(t *testing.T, f *fixture) {
 
 	f.Move(time.Minute)
 	mine := errors.New("mine")
-	did, err = work(func(context.Context, store.Lease) (time.Time, error) { return time.Time{}, mine })
+	did, err = work(func(context.Context, *store.Lease) (time.Time, error) { return time.Time{}, mine })
 	same(t, "failed", []any{did, errors.Is(err, mine)}, []any{true, true})
 	same(t, "next due: the end of the lease", f.nextDue(t), f.Tx().Add(ttl))
 
 	f.Move(ttl)
-	did, err = work(func(context.Context, store.Lease) (time.Time, error) { return f.Tx().Add(time.Second), mine })
+	did, err = work(func(context.Context, *store.Lease) (time.Time, error) { return f.Tx().Add(time.Second), mine })
 	same(t, "failed, with a time", []any{did, errors.Is(err, mine)}, []any{true, true})
 	same(t, "next due", f.nextDue(t), f.Tx().Add(time.Second))
 
 	f.Move(time.Second)
-	did, err = work(func(_ context.Context, l store.Lease) (time.Time, error) {
+	did, err = work(func(_ context.Context, l *store.Lease) (time.Time, error) {
+		f.due(t, "i", f.Tx()) // somebody asks, then the lease is renewed
+		f.observe(t, func(tx store.Tx) (err error) {
+			*l, err = tx.ClaimItem(l.Kind, l.Item, l.Owner, ttl)
+			return err
+		})
+		return f.Tx().Add(time.Hour), nil
+	})
+	same(t, "renewed", []any{did, err}, []any{true, nil})
+	same(t, "next due: as asked for before the renewal", f.nextDue(t), f.Tx())
+
+	did, err = work(func(context.Context, *store.Lease) (time.Time, error) {
 		f.Move(ttl)
 		f.claim(t, "two")
 		return f.Tx(), nil

@@ -242,4 +242,4 @@ CREATE TABLE lease (
     CHECK ((owner = '' AND until_ms = 0) OR (owner <> '' AND until_ms > 0)),
     CHECK (due_ms = CASE WHEN owner = '' THEN next_ms ELSE until_ms END)
 );
-CREATE INDEX lease_due ON lease (kind, due_ms) WHERE due_ms > 0;
+CREATE INDEX lease_due ON lease (kind, due_ms, item) WHERE due_ms > 0;
