@@ -39,6 +39,9 @@ type Routes struct {
 	server *server.Server
 	desk   *handover.Desk
 	beat   time.Duration
+
+	// Headers of every answer, shared: they are never changed.
+	jsonType, noStore []string
 }
 
 // Limits of the bodies and of one write to a consumer that does not read.
@@ -57,7 +60,8 @@ func New(c Config) (*Routes, error) {
 	if c.Heartbeat <= 0 {
 		c.Heartbeat = 5 * time.Second
 	}
-	return &Routes{server: c.Server, desk: c.Desk, beat: c.Heartbeat}, nil
+	return &Routes{server: c.Server, desk: c.Desk, beat: c.Heartbeat,
+		jsonType: []string{"application/json"}, noStore: []string{"no-store"}}, nil
 }
 
 // Register adds the routes to mux. It belongs behind server.Server.Wrap.
@@ -67,12 +71,6 @@ func (c *Routes) Register(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+link.ReportPath, c.report)
 	mux.HandleFunc("GET "+link.ReadPath, c.read)
 }
-
-// The headers of every read, shared: they are never changed.
-var (
-	jsonType = []string{"application/json"}
-	noStore  = []string{"no-store"}
-)
 
 // read answers with the key of one credential.
 func (c *Routes) read(w http.ResponseWriter, r *http.Request) {
@@ -93,7 +91,7 @@ func (c *Routes) read(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	head := w.Header()
-	head["Content-Type"], head["Cache-Control"] = jsonType, noStore
+	head["Content-Type"], head["Cache-Control"] = c.jsonType, c.noStore
 	head["Content-Length"] = []string{strconv.Itoa(h.Size())}
 	_, _ = h.WriteTo(w) // a caller who is gone reads again
 }
@@ -137,7 +135,7 @@ func (c *Routes) take(w http.ResponseWriter, r *http.Request, limit int64, v any
 		c.server.Fail(w, r, err)
 		return
 	}
-	w.Header()["Cache-Control"] = noStore
+	w.Header()["Cache-Control"] = c.noStore
 	w.WriteHeader(http.StatusNoContent)
 }
 
@@ -173,7 +171,7 @@ func (c *Routes) watch(w http.ResponseWriter, r *http.Request) {
 		if !begun {
 			head := w.Header()
 			head.Set("Content-Type", "text/event-stream")
-			head["Cache-Control"] = noStore
+			head["Cache-Control"] = c.noStore
 			head.Set("X-Accel-Buffering", "no") // for nginx, which would hold frames back
 			w.WriteHeader(http.StatusOK)
 		}
