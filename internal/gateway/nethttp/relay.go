@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/keybaton/keybaton/internal/call"
@@ -110,19 +111,21 @@ func (h *Handler) relay(w http.ResponseWriter, x *gateway.Exchange, at gateway.A
 	if !at.Primary {
 		hd[gateway.HeaderFallback] = []string{"1"}
 	}
-	announced := 0
+	var announced []string
 	for name := range resp.Trailer {
 		if relayed(name, nominated) {
-			hd.Add("Trailer", name)
-			announced++
+			announced = append(announced, name)
 		}
+	}
+	if len(announced) > 0 {
+		hd["Trailer"] = announced
 	}
 	w.WriteHeader(resp.StatusCode)
 	out := writer{w: w}
 	if stream || resp.ContentLength < 0 {
 		out.flusher, _ = w.(http.Flusher)
 	}
-	if (stream || announced > 0) && out.flusher != nil {
+	if (stream || len(announced) > 0) && out.flusher != nil {
 		out.flusher.Flush()
 	}
 	if len(begun) > 0 && out.write(begun, false) != nil {
@@ -135,7 +138,7 @@ func (h *Handler) relay(w http.ResponseWriter, x *gateway.Exchange, at gateway.A
 		if !relayed(name, nominated) || leaks(at.Key, values) {
 			continue
 		}
-		if announced > 0 {
+		if slices.Contains(announced, name) {
 			hd[name] = values
 		} else {
 			hd[http.TrailerPrefix+name] = values // it came unannounced, and goes so
