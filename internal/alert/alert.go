@@ -16,10 +16,10 @@ type Signal struct {
 	Version    key.Number       `json:"version,omitempty"`
 	Consumer   string           `json:"consumer,omitempty"` // of a signal about a consumer and no credential
 	Kind       string           `json:"kind"`               // one of the kinds
-	Severity   Severity         `json:"severity"` // what a person should feel
-	Error      string           `json:"error"`    // "401 Unauthorized"
-	Cause      string           `json:"cause"`    // in words
-	Fix        string           `json:"fix"`      // the one command
+	Severity   Severity         `json:"severity"`           // what a person should feel
+	Error      string           `json:"error"`              // "401 Unauthorized"
+	Cause      string           `json:"cause"`              // in words
+	Fix        string           `json:"fix"`                // the one command
 	Evidence   string           `json:"evidence,omitempty"`
 }
 
