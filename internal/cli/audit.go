@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keybaton/keybaton/api"
+	"github.com/keybaton/keybaton/client"
 )
 
 func (s *session) auditCmd() *cobra.Command {
@@ -18,21 +20,10 @@ func (s *session) auditCmd() *cobra.Command {
 	var kept string
 	list := &cobra.Command{
 		Use: "list", Short: "List what changed, and who did it", Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
-			items, err := c.Audit(cmd.Context(), from, limit)
-			if err != nil {
-				return err
-			}
-			if s.json {
-				return s.encode(items)
-			}
-			s.entries(items)
-			return nil
-		},
+		RunE: s.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			items, err := c.Audit(ctx, from, limit)
+			return s.show(items, err, func() { s.entries(items) })
+		}),
 	}
 	list.Flags().Int64Var(&from, "from", 0, "the first entry (default: so that the newest is the last)")
 	list.Flags().IntVar(&limit, "limit", 30, "how many, up to 1000")
@@ -41,54 +32,33 @@ func (s *session) auditCmd() *cobra.Command {
 		Long: "A cut tail, and a chain that was rewritten whole, are found only against a head that was kept elsewhere:\n" +
 			"keep what keybaton audit head prints, and give it with --head later.",
 		Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
-			v, err := c.Verify(cmd.Context(), kept)
-			if err != nil {
-				return err
-			}
-			if s.json {
-				if err := s.encode(v); err != nil {
-					return err
+		RunE: s.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			v, err := c.Verify(ctx, kept)
+			err = s.show(v, err, func() {
+				if v.OK {
+					s.say(span{"✓", good}, span{fmt.Sprintf(" %s entries, each as it was written; head %d:%s", count(v.Entries), v.Head.Seq, v.Head.Hash), plain})
 				}
+			})
+			if err == nil && !v.OK {
+				err = Fail(ExitFailed, "the audit is damaged: "+clean(v.Problem), "keep a copy of the database as it is, and find out who could write to it")
 			}
-			if !v.OK {
-				return Fail(ExitFailed, "the audit is damaged: "+clean(v.Problem), "keep a copy of the database as it is, and find out who could write to it")
-			}
-			if !s.json {
-				s.say(span{"✓", good}, span{fmt.Sprintf(" %s entries, each as it was written; head %d:%s", count(v.Entries), v.Head.Seq, v.Head.Hash), plain})
-			}
-			return nil
-		},
+			return err
+		}),
 	}
 	verify.Flags().StringVar(&kept, "head", "", "a head that was kept elsewhere, SEQ:HASH")
 	head := &cobra.Command{
 		Use: "head", Short: "Print the head of the audit, to be kept elsewhere", Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
+		RunE: s.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			items, err := c.Audit(ctx, 0, 1)
+			if err == nil && len(items) == 0 {
+				err = Fail(ExitNotFound, "the audit is empty: nothing has changed yet", "")
+			}
 			if err != nil {
 				return err
 			}
-			items, err := c.Audit(cmd.Context(), 0, 1)
-			if err != nil {
-				return err
-			}
-			var h api.AuditHead
-			if n := len(items); n > 0 {
-				h = api.AuditHead{Seq: items[n-1].Seq, Hash: items[n-1].Hash}
-			}
-			if s.json {
-				return s.encode(h)
-			}
-			if h.Seq == 0 {
-				return Fail(ExitNotFound, "the audit is empty: nothing has changed yet", "")
-			}
-			s.text(fmt.Sprintf("%d:%s", h.Seq, h.Hash))
-			return nil
-		},
+			h := api.AuditHead{Seq: items[len(items)-1].Seq, Hash: items[len(items)-1].Hash}
+			return s.show(h, nil, func() { s.text(fmt.Sprintf("%d:%s", h.Seq, h.Hash)) })
+		}),
 	}
 	return group("audit", "What changed, and who did it", list, verify, head)
 }

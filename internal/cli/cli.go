@@ -237,6 +237,30 @@ func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
+// run returns the body of a verb that needs nothing but a client.
+func (s *session) run(do func(context.Context, *client.Client, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		c, err := s.client()
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), c, args)
+	}
+}
+
+// show prints v as JSON when that was asked for, or calls human; err comes
+// first.
+func (s *session) show(v any, err error, human func()) error {
+	if err != nil {
+		return err
+	}
+	if s.json {
+		return s.encode(v)
+	}
+	human()
+	return nil
+}
+
 // named returns the credential that the argument and --env name. SERVICE/ENV
 // is understood too.
 func (s *session) named(service string) (client.Credential, error) {

@@ -1,58 +1,40 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/keybaton/keybaton/api"
+	"github.com/keybaton/keybaton/client"
 )
 
 func (s *session) consumerCmd() *cobra.Command {
 	var yes bool
 	list := &cobra.Command{
 		Use: "list", Short: "List who gets keys, and what they hold", Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
-			items, err := c.Consumers(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if s.json {
-				return s.encode(items)
-			}
-			s.consumers(items)
-			return nil
-		},
+		RunE: s.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			items, err := c.Consumers(ctx)
+			return s.show(items, err, func() { s.consumers(items) })
+		}),
 	}
 	forget := &cobra.Command{
 		Use: "forget NAME", Short: "Say that a consumer is gone for good",
 		Long: "Rotations wait for whoever may still hold a key. Forgetting says that this consumer does not: if it still runs, its requests\n" +
 			"fail once the key is revoked.",
 		Args: one("consumer"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
+		RunE: s.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := s.confirm("forget "+clean(args[0])+"? If it still runs, its requests fail once its key is revoked.", yes); err != nil {
 				return err
 			}
-			n, err := c.Forget(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			if s.json {
-				return s.encode(api.Forgotten{Holds: n})
-			}
-			s.say(span{"✓", good}, span{" " + args[0] + " is forgotten: " + things(n, "hold") + " waived", plain})
-			s.next("if its token should stop working too: keybaton token revoke " + args[0])
-			return nil
-		},
+			n, err := c.Forget(ctx, args[0])
+			return s.show(api.Forgotten{Holds: n}, err, func() {
+				s.say(span{"✓", good}, span{" " + args[0] + " is forgotten: " + things(n, "hold") + " waived", plain})
+				s.next("if its token should stop working too: keybaton token revoke " + args[0])
+			})
+		}),
 	}
 	forget.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return group("consumer", "Who gets keys from Keybaton", list, forget)

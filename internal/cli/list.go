@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
 	"github.com/keybaton/keybaton/api"
@@ -12,21 +14,10 @@ func (s *session) listCmd() *cobra.Command {
 		Use:   "list",
 		Short: "List the credentials and how they do",
 		Args:  nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
-			items, err := c.Credentials(cmd.Context(), client.Filter{Environment: s.env})
-			if err != nil {
-				return err
-			}
-			if s.json {
-				return s.encode(items)
-			}
-			s.credentials(items)
-			return nil
-		},
+		RunE: s.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			items, err := c.Credentials(ctx, client.Filter{Environment: s.env})
+			return s.show(items, err, func() { s.credentials(items) })
+		}),
 	}
 }
 

@@ -62,12 +62,10 @@ func (s *session) loginCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if s.json {
-				return s.encode(map[string]string{"address": addr, "file": path})
-			}
-			s.say(span{"✓", good}, span{" logged in to " + addr + ": " + who, plain})
-			s.remark("kept in " + path)
-			return nil
+			return s.show(map[string]string{"address": addr, "file": path}, nil, func() {
+				s.say(span{"✓", good}, span{" logged in to " + addr + ": " + who, plain})
+				s.remark("kept in " + path)
+			})
 		},
 	}
 }

@@ -55,42 +55,28 @@ func (s *session) rotateCmd() *cobra.Command {
 	f.StringVar(&leaked, "leaked", "", "with --emergency: which version leaked, such as v3 (default: the primary)")
 	f.StringVar(&why, "why", "", "the reason, for the audit")
 	w.add(c)
-	type act = func(*client.Client, context.Context, client.Credential) (api.Rotation, error)
-	sub := func(use, short string, do act) *cobra.Command {
-		var w watchFlags
-		sc := &cobra.Command{
-			Use: use + " SERVICE --env ENVIRONMENT", Short: short, Args: one("service"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				id, err := s.named(args[0])
-				if err != nil {
-					return err
-				}
-				c, err := s.client()
-				if err != nil {
-					return err
-				}
-				r, err := do(c, cmd.Context(), id)
-				return s.began(cmd.Context(), c, id, r, err, w)
-			},
-		}
-		w.add(sc)
-		return sc
-	}
 	c.AddCommand(
-		sub("pause", "Hold the open rotation where it is", (*client.Client).Pause),
-		sub("resume", "Let a paused or stopped rotation go on", (*client.Client).Resume),
-		sub("approve", "Open the gate that waits for a person", (*client.Client).Approve),
+		s.actCmd("pause", "Hold the open rotation where it is", (*client.Client).Pause),
+		s.actCmd("resume", "Let a paused or stopped rotation go on", (*client.Client).Resume),
+		s.actCmd("approve", "Open the gate that waits for a person", (*client.Client).Approve),
 	)
 	return c
 }
 
 func (s *session) rollbackCmd() *cobra.Command {
-	var why string
+	why := ""
+	c := s.actCmd("rollback", "Go back to the key before, if it still works", func(c *client.Client, ctx context.Context, id client.Credential) (api.Rotation, error) {
+		return c.Rollback(ctx, id, why)
+	})
+	c.Flags().StringVar(&why, "why", "", "the reason, for the audit")
+	return c
+}
+
+// actCmd is a verb that acts on the rotation of a credential.
+func (s *session) actCmd(use, short string, do func(*client.Client, context.Context, client.Credential) (api.Rotation, error)) *cobra.Command {
 	var w watchFlags
 	c := &cobra.Command{
-		Use:   "rollback SERVICE --env ENVIRONMENT",
-		Short: "Go back to the key before, if it still works",
-		Args:  one("service"),
+		Use: use + " SERVICE --env ENVIRONMENT", Short: short, Args: one("service"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := s.named(args[0])
 			if err != nil {
@@ -100,33 +86,31 @@ func (s *session) rollbackCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := c.Rollback(cmd.Context(), id, why)
+			r, err := do(c, cmd.Context(), id)
 			return s.began(cmd.Context(), c, id, r, err, w)
 		},
 	}
-	c.Flags().StringVar(&why, "why", "", "the reason, for the audit")
 	w.add(c)
 	return c
 }
 
 // began shows a rotation after an act on it, or follows it.
 func (s *session) began(ctx context.Context, c *client.Client, id client.Credential, r api.Rotation, err error, w watchFlags) error {
-	if err != nil {
-		return err
-	}
-	if w.watch {
+	if err == nil && w.watch && r.ID != "" {
 		return s.follow(ctx, c, id, r.ID, w.timeout)
 	}
-	if s.json {
-		return s.encode(r)
-	}
-	for _, l := range s.rotation(r) {
-		_, _ = fmt.Fprintln(s.out, l)
-	}
-	if !r.Over {
-		s.next("keybaton status " + id.Service + " --env " + id.Environment + " --watch")
-	}
-	return nil
+	return s.show(r, err, func() {
+		if r.ID == "" { // a retirement outlives its rotation
+			s.say(span{"✓", good}, span{" done; no rotation is open", plain})
+			return
+		}
+		for _, l := range s.rotation(r) {
+			_, _ = fmt.Fprintln(s.out, l)
+		}
+		if !r.Over {
+			s.next("keybaton status " + id.Service + " --env " + id.Environment + " --watch")
+		}
+	})
 }
 
 // versionNumber parses "v3" or "3"; "" is 0.
@@ -142,26 +126,21 @@ func versionNumber(t string) (int64, error) {
 }
 
 func (s *session) rotatePlan(p api.Plan) error {
-	refused := error(nil)
-	if p.Refused != "" {
-		refused = Fail(ExitConflict, "it could not begin now: "+p.Refused, "")
-	}
-	if s.json {
-		if err := s.encode(p); err != nil {
-			return err
+	err := s.show(p, nil, func() {
+		s.say(span{p.Service + "/" + p.Environment, strong}, span{"  provider " + p.Provider + "  (nothing was done)", dim})
+		for _, st := range p.Steps {
+			s.say(span{fmt.Sprintf("○ %-10s ", st.Step), strong}, span{st.Does, plain})
+			for _, r := range st.Requests {
+				s.text("    " + r)
+			}
+			s.say(span{"    then waits for: ", dim}, span{st.Gate, plain})
 		}
-		return refused
-	}
-	s.say(span{p.Service + "/" + p.Environment, strong}, span{"  provider " + p.Provider + "  (nothing was done)", dim})
-	for _, st := range p.Steps {
-		s.say(span{fmt.Sprintf("○ %-10s ", st.Step), strong}, span{st.Does, plain})
-		for _, r := range st.Requests {
-			s.text("    " + r)
+		for _, w := range p.Warnings {
+			s.say(span{"! ", warn}, span{w, plain})
 		}
-		s.say(span{"    then waits for: ", dim}, span{st.Gate, plain})
+	})
+	if err == nil && p.Refused != "" {
+		err = Fail(ExitConflict, "it could not begin now: "+p.Refused, "")
 	}
-	for _, w := range p.Warnings {
-		s.say(span{"! ", warn}, span{w, plain})
-	}
-	return refused
+	return err
 }

@@ -53,21 +53,18 @@ func (s *session) setCmd() *cobra.Command {
 			if w.watch && r.Rotation != "" {
 				return s.follow(cmd.Context(), c, id, r.Rotation, w.timeout)
 			}
-			if s.json {
-				return s.encode(r)
-			}
-			name := id.Service + "/" + id.Environment
-			probe := "its probe answered " + r.Outcome
-			if r.Outcome != "ok" {
-				probe = "it could not be probed: " + r.Outcome
-			}
-			if r.Installed {
-				s.say(span{"✓", good}, span{" " + name + " has its first key, " + version(r.Version) + "; " + probe, plain})
-				return nil
-			}
-			s.say(span{"✓", good}, span{" " + version(r.Version) + " is coming in by a rotation; " + probe, plain})
-			s.next("keybaton status " + id.Service + " --env " + id.Environment + " --watch")
-			return nil
+			return s.show(r, nil, func() {
+				name, probe := id.Service+"/"+id.Environment, "its probe answered "+r.Outcome
+				if r.Outcome != "ok" {
+					probe = "it could not be probed: " + r.Outcome
+				}
+				if r.Installed {
+					s.say(span{"✓", good}, span{" " + name + " has its first key, " + version(r.Version) + "; " + probe, plain})
+					return
+				}
+				s.say(span{"✓", good}, span{" " + version(r.Version) + " is coming in by a rotation; " + probe, plain})
+				s.next("keybaton status " + id.Service + " --env " + id.Environment + " --watch")
+			})
 		},
 	}
 	f := c.Flags()

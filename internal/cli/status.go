@@ -29,14 +29,7 @@ func (s *session) statusCmd() *cobra.Command {
 			}
 			if len(args) == 0 {
 				st, err := c.Status(cmd.Context())
-				if err != nil {
-					return err
-				}
-				if s.json {
-					return s.encode(st)
-				}
-				s.server(c.Address(), st)
-				return nil
+				return s.show(st, err, func() { s.server(c.Address(), st) })
 			}
 			service, env := args[0], s.env
 			if a, b, ok := strings.Cut(service, "/"); ok {
@@ -68,16 +61,14 @@ func (s *session) statusCmd() *cobra.Command {
 					return err
 				}
 			}
-			if s.json {
-				return s.encode(items)
-			}
-			for i, x := range items {
-				if i > 0 {
-					s.text("")
+			return s.show(items, nil, func() {
+				for i, x := range items {
+					if i > 0 {
+						s.text("")
+					}
+					s.credential(x)
 				}
-				s.credential(x)
-			}
-			return nil
+			})
 		},
 	}
 	w.add(c)

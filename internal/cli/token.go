@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"time"
@@ -14,52 +15,36 @@ import (
 func (s *session) tokenCmd() *cobra.Command {
 	list := &cobra.Command{
 		Use: "list", Short: "List the tokens", Args: nothing,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
-			items, err := c.Tokens(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if s.json {
-				return s.encode(items)
-			}
-			var rows [][]span
-			for _, t := range items {
-				exp := span{s.ago(t.Expires), plain}
-				if t.Expired {
-					exp = span{"expired", warn}
-				}
-				rows = append(rows, []span{{t.Name, plain}, {t.Role, plain}, {t.Kind, plain}, {grants(t.Grants), plain}, exp, {t.By, plain}, {s.ago(t.Created), plain}})
-			}
-			s.table([]string{"TOKEN", "ROLE", "KIND", "FOR", "EXPIRES", "BY", "MADE"}, rows)
-			return nil
-		},
+		RunE: s.run(func(ctx context.Context, c *client.Client, _ []string) error {
+			items, err := c.Tokens(ctx)
+			return s.show(items, err, func() { s.tokens(items) })
+		}),
 	}
 	revoke := &cobra.Command{
 		Use: "revoke NAME", Short: "Make a token worthless at once", Args: one("token"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := s.client()
-			if err != nil {
-				return err
-			}
-			t, err := c.RevokeToken(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			if s.json {
-				return s.encode(t)
-			}
-			s.say(span{"✓", good}, span{" " + t.Name + " is revoked", plain})
-			if t.Role == "consumer" || t.Role == "gateway" {
-				s.next("what it holds is still waited for; when it is gone for good: keybaton consumer forget " + t.Name)
-			}
-			return nil
-		},
+		RunE: s.run(func(ctx context.Context, c *client.Client, args []string) error {
+			t, err := c.RevokeToken(ctx, args[0])
+			return s.show(t, err, func() {
+				s.say(span{"✓", good}, span{" " + t.Name + " is revoked", plain})
+				if t.Role == "consumer" || t.Role == "gateway" {
+					s.next("what it holds is still waited for; when it is gone for good: keybaton consumer forget " + t.Name)
+				}
+			})
+		}),
 	}
 	return group("token", "Who may do what", s.tokenCreateCmd(), list, revoke)
+}
+
+func (s *session) tokens(items []api.Token) {
+	var rows [][]span
+	for _, t := range items {
+		exp := span{s.ago(t.Expires), plain}
+		if t.Expired {
+			exp = span{"expired", warn}
+		}
+		rows = append(rows, []span{{t.Name, plain}, {t.Role, plain}, {t.Kind, plain}, {grants(t.Grants), plain}, exp, {t.By, plain}, {s.ago(t.Created), plain}})
+	}
+	s.table([]string{"TOKEN", "ROLE", "KIND", "FOR", "EXPIRES", "BY", "MADE"}, rows)
 }
 
 func (s *session) tokenCreateCmd() *cobra.Command {
