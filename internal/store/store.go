@@ -44,7 +44,8 @@ type Store interface {
 	// store is closed (ErrUnavailable).
 	Wait(ctx context.Context, after key.Revision) error
 
-	// Close releases the database; a second call does nothing.
+	// Close waits for the transactions that are running and releases the
+	// database; a second call does nothing. No transaction may call it.
 	Close() error
 }
 

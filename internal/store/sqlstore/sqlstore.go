@@ -35,6 +35,10 @@ var migrations embed.FS
 // serialize.
 const tries = 10
 
+// learning is how long a transaction that is over may still wait for a
+// connection to prepare what it had to prepare for itself.
+const learning = 2 * time.Millisecond
+
 // Dialect is what differs between databases.
 type Dialect struct {
 	Goose goose.Dialect
@@ -67,6 +71,7 @@ type Store struct {
 	rev     key.Revision
 	changed chan struct{} // closed when rev moves on
 	closed  chan struct{}
+	running sync.WaitGroup // transactions; added to with mu, while not closed
 	once    sync.Once
 	err     error // of Close
 }
@@ -172,15 +177,16 @@ func (s *Store) run(ctx context.Context, p *pool, m mode, why *audit.Entry, fn f
 
 // attempt runs one transaction. A panic of fn rolls back and goes on.
 func (s *Store) attempt(ctx context.Context, p *pool, m mode, why *audit.Entry, fn func(store.Tx) error) (err error) {
-	if s.isClosed() {
-		return errClosed()
+	if err := s.enter(); err != nil {
+		return err
 	}
+	defer s.running.Done()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	conn, err := p.db.Conn(ctx)
 	if err != nil {
-		return s.whenClosed(err)
+		return err
 	}
 	t := &transaction{ctx: ctx, sqlCtx: ctx, pool: p, mode: m}
 	if s.c.Dialect.Local {
@@ -195,7 +201,7 @@ func (s *Store) attempt(ctx context.Context, p *pool, m mode, why *audit.Entry, 
 		p.learn(t.sqlCtx, t.fresh)
 	}()
 	if t.tx, err = conn.BeginTx(t.sqlCtx, &sql.TxOptions{ReadOnly: m == inView}); err != nil {
-		return s.whenClosed(err)
+		return err
 	}
 	t.now = time.UnixMilli(s.c.Now().UnixMilli()).UTC()
 	if err := fn(t); err != nil {
@@ -268,10 +274,24 @@ func (s *Store) Wait(ctx context.Context, after key.Revision) error {
 	}
 }
 
-// Close implements [store.Store]. It waits for transactions that are running.
+// enter begins a transaction, unless the store is closed.
+func (s *Store) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed() {
+		return errClosed()
+	}
+	s.running.Add(1)
+	return nil
+}
+
+// Close implements [store.Store].
 func (s *Store) Close() error {
 	s.once.Do(func() {
+		s.mu.Lock()
 		close(s.closed)
+		s.mu.Unlock()
+		s.running.Wait()
 		s.read.close()
 		s.write.close()
 		s.err = s.c.Read.Close()
@@ -296,14 +316,6 @@ func (s *Store) isClosed() bool {
 
 func errClosed() error { return fmt.Errorf("%w: the store is closed", key.ErrUnavailable) }
 
-// whenClosed returns err, or that the store is closed if that is why.
-func (s *Store) whenClosed(err error) error {
-	if s.isClosed() {
-		return errClosed()
-	}
-	return err
-}
-
 // pool is a set of connections and the statements that were prepared for them.
 type pool struct {
 	db    *sql.DB
@@ -318,9 +330,14 @@ func (p *pool) get(q string) *sql.Stmt {
 }
 
 // learn prepares the queries that a transaction had to prepare for itself. It
-// is called when that transaction has given its connection back: preparing may
-// wait for one. What cannot be prepared now is tried again another time.
+// is called when that transaction has given its connection back, as it needs
+// one. When all are busy it gives up: the next transaction tries again.
 func (p *pool) learn(ctx context.Context, queries []string) {
+	if len(queries) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, learning)
+	defer cancel()
 	for _, q := range queries {
 		st, err := p.db.PrepareContext(ctx, q)
 		if err != nil {

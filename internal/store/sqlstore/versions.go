@@ -71,15 +71,33 @@ func (t *transaction) PutVersion(v key.Version) error {
 
 func (t *transaction) putVersion(v key.Version) error {
 	id := v.ID.Credential
-	parked, err := t.park(v)
-	if err != nil {
+	var known, twin, inSlot int64 // the credential; the numbers that have the fingerprint and the slot
+	err := t.each(func(s scan) error { return s(&known, &twin, &inSlot) }, `SELECT
+		COALESCE((SELECT 1 FROM credential WHERE service = $1 AND environment = $2), 0),
+		COALESCE((SELECT number FROM version WHERE service = $1 AND environment = $2
+			AND fingerprint <> '' AND fingerprint = $4 AND number <> $3), 0),
+		COALESCE((SELECT number FROM version WHERE service = $1 AND environment = $2
+			AND state = $5 AND parked = 0 AND state IN ('primary', 'fallback', 'candidate') AND number <> $3), 0)`,
+		id.Service, id.Environment, int64(v.ID.Number), v.Fingerprint, string(v.State))
+	switch {
+	case err != nil:
 		return err
+	case known == 0:
+		return fmt.Errorf("credential %s: %w", id, key.ErrNotFound)
+	case twin != 0:
+		return fmt.Errorf("%w: %s has this fingerprint", key.ErrExists, key.Number(twin))
+	case inSlot != 0:
+		if _, err := t.exec(`UPDATE version SET parked = 1 WHERE service = $1 AND environment = $2 AND number = $3`,
+			id.Service, id.Environment, inSlot); err != nil {
+			return err
+		}
+		if t.crowded == nil {
+			t.crowded = map[key.CredentialID]struct{}{}
+		}
+		t.crowded[id] = struct{}{}
 	}
-	n, err := t.exec(`INSERT INTO version (`+versionColumns+`)
-		SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15
-		FROM credential c WHERE c.service = $1 AND c.environment = $2
-		AND NOT EXISTS (SELECT 1 FROM version o WHERE o.service = $1 AND o.environment = $2
-			AND o.fingerprint <> '' AND o.fingerprint = $8 AND o.number <> $3)
+	_, err = t.exec(`INSERT INTO version (`+versionColumns+`)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 		ON CONFLICT (service, environment, number) DO UPDATE SET parked = 0,
 			state = excluded.state, origin = excluded.origin, vendor_id = excluded.vendor_id, label = excluded.label,
 			fingerprint = excluded.fingerprint, read_out = excluded.read_out, created_ms = excluded.created_ms,
@@ -87,41 +105,7 @@ func (t *transaction) putVersion(v key.Version) error {
 			rotation = excluded.rotation`,
 		id.Service, id.Environment, int64(v.ID.Number), string(v.State), string(v.Origin), v.VendorID, v.Label, v.Fingerprint,
 		bit(v.ReadOut), ms(v.Created), ms(v.Since), ms(v.Expires), v.Saved, v.Note, v.Rotation)
-	if err != nil {
-		return err
-	}
-	if n == 1 {
-		if parked != 0 {
-			if t.crowded == nil {
-				t.crowded = map[key.CredentialID]struct{}{}
-			}
-			t.crowded[id] = struct{}{}
-		}
-		return nil
-	}
-	if parked != 0 { // nothing was written: its place is its own again
-		if _, err := t.exec(`UPDATE version SET parked = 0 WHERE service = $1 AND environment = $2 AND number = $3`,
-			id.Service, id.Environment, parked); err != nil {
-			return err
-		}
-	}
-	if err := t.exists(id); err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: another version of the credential has this fingerprint", key.ErrExists)
-}
-
-// park makes room in the slot that v takes and returns the number that was in
-// it; 0 for none.
-func (t *transaction) park(v key.Version) (number int64, err error) {
-	if !v.State.InSlot() {
-		return 0, nil
-	}
-	err = t.each(func(s scan) error { return s(&number) },
-		`UPDATE version SET parked = 1 WHERE service = $1 AND environment = $2 AND state = $3 AND parked = 0 AND number <> $4
-			AND state IN ('primary', 'fallback', 'candidate') RETURNING number`,
-		v.ID.Credential.Service, v.ID.Credential.Environment, string(v.State), int64(v.ID.Number))
-	return number, err
+	return err
 }
 
 // checkSlots refuses to commit two versions in one slot. The schema does too;

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -453,10 +454,32 @@ func testClose(t *testing.T, f *fixture) {
 	defer cancel()
 	woken := make(chan error, 1)
 	go func() { woken <- f.Wait(ctx, f.Revision()) }()
-	for range 2 {
-		if err := f.Close(); err != nil {
-			t.Fatalf("closing: %v", err)
-		}
+
+	// What is running is waited for.
+	begun, finish, updated, closed := make(chan struct{}), make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	go func() {
+		updated <- f.Update(ctx, why(), func(tx store.Tx) error {
+			close(begun)
+			<-finish
+			return tx.PutSetting("a", "1")
+		})
+	}()
+	<-begun
+	go func() { closed <- f.Close() }()
+	for f.View(ctx, func(store.Tx) error { return nil }) == nil {
+		runtime.Gosched() // until Close has begun
+	}
+	select {
+	case err := <-closed:
+		t.Fatalf("closed while an update ran: %v", err)
+	default:
+	}
+	close(finish)
+	if err := <-updated; err != nil {
+		t.Fatalf("an update that ran when the store was closed: %v", err)
+	}
+	if err := errors.Join(<-closed, f.Close()); err != nil {
+		t.Fatalf("closing, twice: %v", err)
 	}
 	errs := map[string]error{
 		"wait":          <-woken,
