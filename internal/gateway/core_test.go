@@ -521,3 +521,43 @@ func TestProbesThatAreAskedFor(t *testing.T) {
 		}
 	})
 }
+
+func TestDecidingAllocatesNothing(t *testing.T) {
+	ck := newClock()
+	c := gateway.New(gateway.Config{Now: ck.Now, Booted: ck.now})
+	install(t, c, frame(1, bearer(), ck.ago(time.Hour), 7, 8))
+	h := head("GET")
+	h.Query = "a=1"
+	a := call.Answer{Status: 200, Header: http.Header{}}
+	var x gateway.Exchange
+	if n := testing.AllocsPerRun(1000, func() {
+		if err := c.Begin(&x, h, ck.now); err != nil {
+			t.Fatal(err)
+		}
+		x.Attempt()
+		x.Answered(a, true)
+		x.Done()
+	}); n != 0 {
+		t.Errorf("%v allocations for one request, want none", n)
+	}
+}
+
+func BenchmarkCore(b *testing.B) {
+	ck := newClock()
+	c := gateway.New(gateway.Config{Now: ck.Now, Booted: ck.now})
+	if err := c.Install(frame(1, bearer(), ck.ago(time.Hour), 7, 8)); err != nil {
+		b.Fatal(err)
+	}
+	h := head("GET")
+	a := call.Answer{Status: 200, Header: http.Header{}}
+	var x gateway.Exchange
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := c.Begin(&x, h, ck.now); err != nil {
+			b.Fatal(err)
+		}
+		x.Attempt()
+		x.Answered(a, true)
+		x.Done()
+	}
+}
