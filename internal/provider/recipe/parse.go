@@ -145,9 +145,8 @@ func (p *parsing) credential(top *object) {
 		rec.parts = []part{{name: "key", secret: true}}
 		return
 	}
-	items := o.list("parts")
 	secrets := 0
-	for i, it := range items {
+	for i, it := range o.list("parts") {
 		at := fmt.Sprintf("%s[%d]", o.at("parts"), i)
 		c := p.object(it, at)
 		if c == nil {
@@ -175,7 +174,7 @@ func (p *parsing) credential(top *object) {
 		}
 		rec.parts = append(rec.parts, pt)
 	}
-	if len(items) == 0 {
+	if len(rec.parts) == 0 { // none were said, or none could be read
 		rec.parts = []part{{name: "key", secret: true}}
 	} else if secrets == 0 {
 		p.add(o.n, o.at("parts"), "secret: true on the part that is secret", "no part is secret")
