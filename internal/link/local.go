@@ -42,17 +42,15 @@ func (t localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}()
 		t.h.ServeHTTP(w, in)
 		w.WriteHeader(http.StatusOK)
-		_ = pw.Close() // never fails
+		_ = pw.CloseWithError(context.Cause(ctx)) // nil is the end of the body; never fails
 	}()
 	select {
 	case <-w.ready:
-	case <-ctx.Done():
-		// The handler may have answered as its last act.
-		select {
-		case <-w.ready:
-		default:
-			return nil, context.Cause(ctx)
-		}
+	case <-req.Context().Done():
+	}
+	if err := context.Cause(req.Context()); err != nil {
+		cancel()
+		return nil, err
 	}
 	if w.err != nil {
 		return nil, w.err
