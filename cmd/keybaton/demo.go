@@ -28,7 +28,7 @@ Nothing needs to be set up, and nothing is left behind.`,
 			asJSON, _ := cmd.Flags().GetBool("json")
 			_, err := demo.Run(cmd.Context(), demo.Config{Start: startDemo, Out: os.Stdout, JSON: asJSON, Keep: keep,
 				Terminal: terminal(os.Stdout) && !asJSON, Color: colored(os.Stdout)})
-			return err
+			return explained(err)
 		},
 	}
 	cmd.Flags().BoolVar(&keep, "keep", false, "leave everything running until Ctrl-C, and print address and token")

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/keybaton/keybaton/internal/app"
 	"github.com/keybaton/keybaton/internal/cli"
 )
 
@@ -20,9 +21,23 @@ func run() int {
 	debug.SetGCPercent(400) // requests allocate little that lives; see the gateway's benchmark
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := cli.Command(cli.System())
+	io := cli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Version: app.Version}
+	root := cli.Command(io)
 	root.AddCommand(serveCommand(), demoCommand(), recipeCommand())
-	return cli.Execute(ctx, root, os.Args[1:])
+	return cli.Execute(ctx, root, io, os.Args[1:])
+}
+
+// explained gives an error of the application its exit code and next step.
+func explained(err error) error {
+	if err == nil {
+		return nil
+	}
+	what, next, input := app.Explain(err)
+	exit := cli.ExitFailed
+	if input {
+		exit = cli.ExitUsage
+	}
+	return &cli.Fault{Exit: exit, What: what, Next: next, Err: err}
 }
 
 // terminal reports whether f is one.

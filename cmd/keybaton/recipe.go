@@ -24,7 +24,7 @@ func recipeList() *cobra.Command {
 	return &cobra.Command{Use: "list", Short: "List the providers of this program", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		rs, err := app.Recipes()
 		if err != nil {
-			return err
+			return explained(err)
 		}
 		if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
 			return json.NewEncoder(cmd.OutOrStdout()).Encode(rs)
@@ -50,7 +50,7 @@ func recipeCheck() *cobra.Command {
 	return &cobra.Command{Use: "check FILE", Short: "Check a recipe; every mistake is named with line and field", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		r, err := app.LoadRecipe(args[0])
 		if err != nil {
-			return err
+			return explained(err)
 		}
 		d, manager := app.DescribeRecipe(r)
 		out := cmd.OutOrStdout()
@@ -91,7 +91,7 @@ from it, one PART=VALUE a line.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := app.LoadRecipe(args[0])
 			if err != nil {
-				return err
+				return explained(err)
 			}
 			vals := map[string]string{}
 			for _, p := range params {
@@ -106,7 +106,7 @@ from it, one PART=VALUE a line.`,
 			if err != nil {
 				return err
 			}
-			return app.TryRecipe(cmd.Context(), r, vals, manager, func(line string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), line) })
+			return explained(app.TryRecipe(cmd.Context(), r, vals, manager, func(line string) { _, _ = fmt.Fprintln(cmd.OutOrStdout(), line) }))
 		},
 	}
 	cmd.Flags().StringArrayVar(&params, "param", nil, "NAME=VALUE; may be repeated")

@@ -38,7 +38,7 @@ copy elsewhere.`,
 			set.Log, set.Alerts, set.Poll = slog.New(h), os.Stderr, poll
 			a, err := app.Start(cmd.Context(), set)
 			if err != nil {
-				return err
+				return explained(err)
 			}
 			file, made := a.TokenFile()
 			say("keybaton %s", app.Version)
@@ -55,7 +55,7 @@ copy elsewhere.`,
 			}
 			<-cmd.Context().Done()
 			say("stopping")
-			return a.Close()
+			return explained(a.Close())
 		},
 	}
 	f := cmd.Flags()

@@ -297,7 +297,6 @@ func (p *pass) refused(ctx context.Context, r rotation.Rotation, cause error) er
 		e.Retry = p.now.Add(max(time.Minute, backoff(r.Attempt, cause)))
 	}
 	return p.afterIssue(ctx, r, e, func(c *change) error {
-		c.rot.Gate = rotation.Gate{Reason: "the vendor issued no key: " + cause.Error()}
 		return c.void(r.To, cause.Error())
 	})
 }

@@ -199,7 +199,9 @@ func proof(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	if now.Before(from) {
 		return closed(Gate{Reason: fmt.Sprintf("waits for the vendor's propagation window of %s", f.Can.Late), Again: from})
 	}
-	if now.After(from.Add(patience(f.Can))) {
+	// Only an answer gives up: a server that was away, or a vendor that cannot be
+	// asked, proves nothing either way.
+	if p := f.Probes[n]; p.At.After(from.Add(patience(f.Can))) && (p.Outcome == evidence.OK || p.Outcome == evidence.Perm || p.Outcome == evidence.Rate) {
 		return act(DoUnproven, n, "it still answered "+f.Probes[n].Text+" after the vendor said that it was revoked")
 	}
 	if p, ok := f.Probes[n]; ok && !p.At.Before(from) && now.Sub(p.At) < f.Can.Spacing {

@@ -138,6 +138,9 @@ func Apply(r Rotation, e Event) (Rotation, error) {
 		return r, nil
 	}
 	r.enter(to, e)
+	if e.Kind == Refused {
+		r.Gate = Gate{Reason: "no key was issued: " + e.Why}
+	}
 	return r, nil
 }
 

@@ -1,0 +1,155 @@
+package sim_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/keybaton/keybaton/internal/engine"
+	"github.com/keybaton/keybaton/internal/key"
+	"github.com/keybaton/keybaton/internal/store"
+	"github.com/keybaton/keybaton/vendortest"
+)
+
+// TestTheProcessDiesAtEveryEffect runs a rotation whose process dies at its
+// k-th effect, before or after it, for k = 0, 1, 2 … until none is left. An
+// effect is a commit or a call to the vendor. Another process opens the store
+// and goes on; callers see no failure, and in the end the store and the
+// vendor's own list agree.
+func TestTheProcessDiesAtEveryEffect(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		side := map[bool]string{false: "before", true: "after"}[after]
+		t.Run(side, func(t *testing.T) {
+			t.Parallel()
+			for k := 0; ; k++ {
+				p := &plan{at: k, after: after}
+				ok := t.Run(fmt.Sprintf("effect %d", k), func(t *testing.T) { rotateOnce(t, p) })
+				if !ok || p.fired == "" {
+					if k < 20 {
+						t.Errorf("only %d effects were found", k)
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
+func rotateOnce(t *testing.T, p *plan) {
+	w := newWorld(t, p, vendortest.Config{PageSize: 2}, 1)
+	w.policy.Spare = true
+	w.setUp()
+	p.armed = true
+	rotate := func() {
+		_, err := w.engine.Rotate(t.Context(), admin, cred, engine.RotateOptions{})
+		w.must(err)
+	}
+	if w.survive(rotate) && w.idle() {
+		rotate() // who asked got no answer, and asks again
+	}
+	w.settle(600)
+	p.armed = false
+	w.finish()
+	w.view(func(tx store.Tx) {
+		rs, err := tx.Rotations(cred, 20)
+		w.must(err)
+		for _, r := range rs {
+			if !r.State.Ended() {
+				t.Errorf("rotation %s is %s", r.ID, r.State)
+			}
+		}
+		v, err := tx.Version(key.VersionID{Credential: cred, Number: 1})
+		w.must(err)
+		if v.State != key.StateRevoked {
+			t.Errorf("the old key is %s, want it proven dead", v.State)
+		}
+	})
+}
+
+// TestTheVendorMisbehaves lets one rotation go through each fault that the
+// simulated vendor has, and wants the outcome that a person would want.
+func TestTheVendorMisbehaves(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault func(v *vendortest.Vendor)
+		mend  func(v *vendortest.Vendor) // after a while
+		want  key.State                  // of the old key
+	}{
+		"a lost answer is looked for, its key revoked, and another issued": {func(v *vendortest.Vendor) { v.LoseCreateAnswers(1) }, nil, key.StateRevoked},
+		"a dropped request is tried again":                                 {func(v *vendortest.Vendor) { v.DropCreates(2) }, nil, key.StateRevoked},
+		"a refused create is tried again":                                  {func(v *vendortest.Vendor) { v.RefuseCreates(1, 503) }, nil, key.StateRevoked},
+		"a throttled key API is waited for":                                {func(v *vendortest.Vendor) { v.ThrottleKeys(3, 2*time.Second) }, nil, key.StateRevoked},
+		"a failing revoke is tried again":                                  {func(v *vendortest.Vendor) { v.FailRevokes(3, 500) }, nil, key.StateRevoked},
+		"a lost revoke answer is tried again":                              {func(v *vendortest.Vendor) { v.LoseRevokeAnswers(1) }, nil, key.StateRevoked},
+		"a revoke that lies is not proof":                                  {func(v *vendortest.Vendor) { v.SetLyingRevoke(true); v.SetLyingDisable(true) }, nil, key.StateUnproven},
+		"a vendor that is down is waited for":                              {func(v *vendortest.Vendor) { v.FailKeys(8, 503) }, nil, key.StateRevoked},
+		"a new key that spreads slowly is early, not bad":                  {func(v *vendortest.Vendor) { v.SetCreateDelay(3 * time.Second) }, nil, key.StateRevoked},
+		"a revoked key that lives on for a while is proven dead later":     {func(v *vendortest.Vendor) { v.SetRevokeDelay(800 * time.Millisecond) }, nil, key.StateRevoked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, &plan{}, vendortest.Config{}, 2)
+			w.setUp()
+			c.fault(w.vendor)
+			if _, err := w.engine.Rotate(t.Context(), admin, cred, engine.RotateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			w.settle(4000)
+			w.view(func(tx store.Tx) {
+				v, err := tx.Version(key.VersionID{Credential: cred, Number: 1})
+				w.must(err)
+				if v.State != c.want {
+					t.Errorf("the old key is %s, want %s: %s", v.State, c.want, w.describe())
+				}
+			})
+			if c.want == key.StateRevoked {
+				w.finish()
+			}
+		})
+	}
+}
+
+func TestACutOffGatewayIsWaitedFor(t *testing.T) {
+	w := newWorld(t, &plan{}, vendortest.Config{}, 2)
+	w.setUp()
+	w.gates[1].cut = true
+	if _, err := w.engine.Rotate(t.Context(), admin, cred, engine.RotateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		w.step()
+		w.tick(time.Second)
+	}
+	w.view(func(tx store.Tx) {
+		r, err := tx.OpenRotation(cred)
+		w.must(err)
+		if r.State != "distributing" || len(r.Gate.Missing) != 1 {
+			t.Errorf("got %s, gate %+v; want it to wait in distribute for gw-1", r.State, r.Gate)
+		}
+	})
+	w.gates[1].cut = false
+	w.settle(300)
+	w.finish()
+}
+
+func TestAForgottenConsumerIsNotWaitedFor(t *testing.T) {
+	w := newWorld(t, &plan{}, vendortest.Config{}, 2)
+	w.setUp()
+	gone := w.gates[1]
+	w.gates = w.gates[:1]
+	if _, err := w.engine.Rotate(t.Context(), admin, cred, engine.RotateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		w.step()
+		w.tick(time.Second)
+	}
+	if w.idle() {
+		t.Fatal("it went on without gw-1, which may still hold the old key")
+	}
+	if n, err := w.engine.Forget(t.Context(), admin, gone.name); err != nil || n == 0 {
+		t.Fatalf("forget: got %d holds and %v", n, err)
+	}
+	w.desk.Forgotten(gone.name)
+	w.settle(300)
+	w.finish()
+}
