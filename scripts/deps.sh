@@ -1,0 +1,32 @@
+#!/bin/sh
+# Installs what the tests need and the machine lacks: rabbitmq-server (a real
+# vendor to rotate at). With "bench": nginx and wrk as well.
+set -eu
+want=""
+have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+have rabbitmq-server || want="$want rabbitmq-server"
+have gcc || want="$want gcc libc6-dev" # the race detector links with it
+if [ "${1:-}" = bench ]; then
+	have nginx || want="$want nginx-light"
+	have wrk || want="$want wrk"
+fi
+[ -z "$want" ] && exit 0
+if ! command -v apt-get >/dev/null 2>&1; then
+	echo "missing:$want; install them with this system's package manager" >&2
+	exit 1
+fi
+sudo=""
+[ "$(id -u)" = 0 ] || sudo=sudo
+# Packages start their servers when they are installed; the tests start their own.
+policy=/usr/sbin/policy-rc.d
+made=""
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+	$sudo chmod +x "$policy"
+	made=yes
+fi
+trap '[ -z "$made" ] || $sudo rm -f "$policy"' EXIT
+echo "installing:$want"
+$sudo apt-get update -qq
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $want >/dev/null
