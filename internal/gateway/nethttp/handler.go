@@ -13,6 +13,8 @@ import (
 	"cmp"
 	"crypto/x509"
 	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -157,12 +159,56 @@ func (h *Handler) attempt(st *state, r *http.Request, path string, rp *replay) (
 			return at, nil, &gateway.Fault{Status: 400, Code: "bad_body", Detail: err.Error(), Err: err}
 		}
 	}
-	resp, err := h.vendors.RoundTrip(req)
+	resp, err := h.send(req)
 	if err != nil {
 		return at, nil, &gateway.Fault{Status: 502, Code: "upstream_unreachable",
 			Detail: "the vendor of " + x.Credential().String() + " at " + up.Host + " gave " + call.FailureText(err) + "; try again, or check the upstream"}
 	}
 	return at, resp, nil
+}
+
+// send sends one attempt. A kept connection that the vendor has closed in the
+// meantime must not show: what may be repeated is sent again, with the same
+// key, the second time over a new connection. A POST is not, once any of it
+// was written: it may have been taken.
+//
+// NOTE: the transport does so by itself when the end of a connection is read;
+// not when a write meets it.
+func (h *Handler) send(req *http.Request) (*http.Response, error) {
+	for try := 0; ; try++ {
+		resp, err := h.vendors.RoundTrip(req)
+		if err == nil || try == 2 || !repeatable(req) || !cut(err) || req.Context().Err() != nil {
+			return resp, err
+		}
+		next := *req // the transport may still look at the other one
+		if req.Body != http.NoBody {
+			if next.Body, _ = req.GetBody(); next.Body == nil {
+				return nil, err
+			}
+		}
+		if req = &next; try == 1 {
+			h.vendors.of(req).CloseIdleConnections()
+		}
+	}
+}
+
+// repeatable reports whether sending req twice does no harm (RFC 9110 §9.2.2),
+// or the caller says so.
+func repeatable(req *http.Request) bool {
+	switch req.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil
+}
+
+// cut reports whether err is the end of a connection that was there.
+func cut(err error) bool {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Op != "dial" && !op.Timeout()
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }
 
 // outgoing is a request to a vendor and its URL, in one allocation.

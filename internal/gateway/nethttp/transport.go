@@ -35,12 +35,16 @@ func newVendors(roots *x509.CertPool) *vendors {
 
 // RoundTrip sends the request over the transport of its upstream.
 func (v *vendors) RoundTrip(req *http.Request) (*http.Response, error) {
+	return v.of(req).RoundTrip(req)
+}
+
+// of returns the transport of a request's upstream.
+func (v *vendors) of(req *http.Request) *http.Transport {
 	p := place{req.URL.Scheme, req.URL.Host}
-	t := (*v.table.Load())[p]
-	if t == nil {
-		t = v.add(p)
+	if t := (*v.table.Load())[p]; t != nil {
+		return t
 	}
-	return t.RoundTrip(req)
+	return v.add(p)
 }
 
 func (v *vendors) add(p place) *http.Transport {
