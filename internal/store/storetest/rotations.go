@@ -111,6 +111,7 @@ func testRetirements(t *testing.T, f *fixture) {
 	r2.State, r2.Ended = key.StateRevoked, f.Tx()
 	f.update(t, func(tx store.Tx) error { return tx.PutRetirement(r2) })
 	same(t, "retirements that have not ended", list(key.CredentialID{}), []rotation.Retirement{r1, r3})
+	same(t, "those of alpha", list(alpha()), []rotation.Retirement{r1})
 	same(t, "one that has", read(t, f, func(tx store.Tx) (rotation.Retirement, error) { return tx.Retirement(r2.Version) }), r2)
 
 	f.missing(t, "retirement", func(tx store.Tx) error { _, err := tx.Retirement(version(alpha(), 3)); return err })

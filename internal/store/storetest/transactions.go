@@ -472,7 +472,7 @@ func testClose(t *testing.T, f *fixture) {
 	select {
 	case err := <-closed:
 		t.Fatalf("closed while an update ran: %v", err)
-	default:
+	case <-time.After(100 * time.Millisecond): // it would have been by now
 	}
 	close(finish)
 	if err := <-updated; err != nil {
