@@ -59,17 +59,17 @@ func (t *Terminal) Send(_ context.Context, d alert.Delivery) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, err := io.WriteString(t.w, b.String()); err != nil {
+	if _, err := t.w.Write([]byte(b.String())); err != nil {
 		return fmt.Errorf("writing the alert: %w", err)
 	}
 	return nil
 }
 
 func plain(s string) string {
-	return strings.Map(func(r rune) rune {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, s)
+	}, s))
 }
