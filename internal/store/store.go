@@ -17,7 +17,8 @@ import (
 
 // Store keeps everything. It is safe for concurrent use. Errors wrap the
 // sentinels of key: ErrNotFound, ErrExists, ErrConflict, ErrFenced, ErrStale,
-// ErrNewer, ErrLocked, ErrFull, ErrUnavailable.
+// ErrNewer, ErrLocked, ErrFull, ErrUnavailable. A function that runs in a
+// transaction begins no Update or Observe: it would wait for itself.
 type Store interface {
 	// View runs fn on a consistent snapshot; fn's writes fail with ErrWrongTx.
 	View(ctx context.Context, fn func(Tx) error) error
