@@ -8,6 +8,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 )
 
 //go:embed catalog/*.yaml
@@ -15,18 +16,18 @@ var files embed.FS
 
 // Catalog parses the recipes that the program comes with, by id. It does so
 // anew each time; the caller owns the map.
-func Catalog() (map[string]*Recipe, error) {
+func Catalog() (map[string]*spec.Recipe, error) {
 	entries, err := files.ReadDir("catalog")
 	if err != nil {
 		return nil, fmt.Errorf("reading the catalog of recipes: %w", err)
 	}
-	out := make(map[string]*Recipe, len(entries))
+	out := make(map[string]*spec.Recipe, len(entries))
 	for _, e := range entries {
 		src, err := files.ReadFile("catalog/" + e.Name())
 		if err != nil {
 			return nil, fmt.Errorf("reading the catalog of recipes: %w", err)
 		}
-		r, err := Parse(path.Join("catalog", e.Name()), src)
+		r, err := spec.Parse(path.Join("catalog", e.Name()), src)
 		if err != nil {
 			return nil, err
 		}

@@ -2,13 +2,11 @@ package recipe
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,6 +16,7 @@ import (
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 	"github.com/keybaton/keybaton/secret"
 )
 
@@ -25,9 +24,9 @@ import (
 // provider.Labeler always, and provider.Lister, provider.Disabler and
 // provider.Identifier only where the recipe describes them. It is safe for
 // concurrent use.
-func New(r *Recipe) provider.Driver {
+func New(r *spec.Recipe) provider.Driver {
 	c := &core{r}
-	has := [3]bool{r.list != nil, r.disable != nil, r.idPart != ""}
+	has := [3]bool{r.List != nil, r.Disable != nil, r.IDPart != ""}
 	l, d, i := lister{c}, disabler{c}, identifier{c}
 	switch has {
 	case [3]bool{true, true, true}:
@@ -75,16 +74,16 @@ func New(r *Recipe) provider.Driver {
 }
 
 // core is what every recipe's driver can do.
-type core struct{ *Recipe }
+type core struct{ *spec.Recipe }
 
 type lister struct{ c *core }
 type disabler struct{ c *core }
 type identifier struct{ c *core }
 
 // params returns the values of env's params over the defaults.
-func (c *core) values(env provider.Env) (values, error) {
-	v := values{}
-	for _, p := range c.params {
+func (c *core) values(env provider.Env) (spec.Values, error) {
+	v := spec.Values{}
+	for _, p := range c.Params {
 		s, ok := env.Params[p.Name]
 		if !ok || s == "" {
 			s = p.Default
@@ -105,15 +104,15 @@ func denied(err error, next string) *provider.Error {
 var hostRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 // address renders the address of a host.
-func (c *core) address(t template, v values) (string, error) {
-	if _, whole := t.whole(); !whole {
-		for _, name := range t.uses() {
+func (c *core) address(t spec.Template, v spec.Values) (string, error) {
+	if _, whole := t.Whole(); !whole {
+		for _, name := range t.Uses() {
 			if s, _ := v[name].(string); !hostRE.MatchString(s) {
 				return "", denied(fmt.Errorf("the param %s does not fit into an address", strings.TrimPrefix(name, "param.")), "use letters, digits, '.', '_' and '-'")
 			}
 		}
 	}
-	s, err := t.text(v, nil)
+	s, err := t.Text(v, nil)
 	if err != nil {
 		return "", err
 	}
@@ -128,34 +127,34 @@ func (c *core) address(t template, v values) (string, error) {
 // wrong stays empty.
 func (c *core) Describe(env provider.Env) provider.Info {
 	info := provider.Info{
-		ID: c.ID, Vendor: c.Vendor, Params: slices.Clone(c.params), Patterns: map[string]string{},
-		ListsAll: c.list != nil && c.list.complete, Manager: c.manager.wanted,
-		ManagerParts: slices.Clone(c.manager.parts), Tested: c.Tested,
+		ID: c.ID, Vendor: c.Vendor, Params: slices.Clone(c.Params), Patterns: map[string]string{},
+		ListsAll: c.Recipe.List != nil && c.Recipe.List.Complete, Manager: c.Manager.Wanted,
+		ManagerParts: slices.Clone(c.Manager.Parts), Tested: c.Tested,
 	}
-	if c.usageFrom {
-		info.Granular = c.granular
+	if c.UsageFrom {
+		info.Granular = c.Granular
 	}
-	for _, p := range c.parts {
-		if p.pattern != "" {
-			info.Patterns[p.name] = p.pattern
+	for _, p := range c.Parts {
+		if p.Pattern != "" {
+			info.Patterns[p.Name] = p.Pattern
 		}
 	}
 	a := &info.Abilities
-	a.Issue, a.Revoke, a.List = len(c.steps) > 0, c.revoke != nil, c.list != nil
-	a.Disable, a.Max = c.disable != nil, c.limits.max
-	a.Early, a.Late, a.Spacing, a.DeadOK = c.early, c.late, c.spacing, c.deadOK
-	a.Steps, a.Undo, a.URL = slices.Clone(c.human.create), slices.Clone(c.human.revoke), c.human.url
-	info.Call = key.Call{Place: c.place, Rules: slices.Clone(c.rules), FallbackOn: slices.Clone(c.fallback), Parts: c.partNames(), Early: c.early}
+	a.Issue, a.Revoke, a.List = len(c.Steps) > 0, c.Recipe.Revoke != nil, c.Recipe.List != nil
+	a.Disable, a.Max = c.Recipe.Disable != nil, c.Limits.Max
+	a.Early, a.Late, a.Spacing, a.DeadOK = c.Early, c.Late, c.Spacing, c.DeadOK
+	a.Steps, a.Undo, a.URL = slices.Clone(c.Human.Create), slices.Clone(c.Human.Revoke), c.Human.URL
+	info.Call = key.Call{Place: c.Place, Rules: slices.Clone(c.Rules), FallbackOn: slices.Clone(c.Fallback), Parts: c.PartNames(), Early: c.Early}
 	v, err := c.values(env)
 	if err != nil {
-		a.Probe = c.probe != nil || env.Call.Probe != nil
+		a.Probe = c.Recipe.Probe != nil || env.Call.Probe != nil
 		return info
 	}
-	if s, err := c.address(c.upstream, v); err == nil {
+	if s, err := c.address(c.Upstream, v); err == nil {
 		info.Call.Upstream = s
 	}
-	if c.probe != nil {
-		if p, err := c.probe.data(v); err == nil {
+	if c.Recipe.Probe != nil {
+		if p, err := probeData(c.Recipe.Probe, v); err == nil {
 			info.Call.Probe = p
 		}
 	}
@@ -163,30 +162,30 @@ func (c *core) Describe(env provider.Env) provider.Info {
 	return info
 }
 
-// data renders the probe as plain data.
-func (p *probe) data(v values) (*key.Probe, error) {
-	path, err := p.path.text(v, pathSegment)
+// probeData renders the probe as plain data.
+func probeData(p *spec.Probe, v spec.Values) (*key.Probe, error) {
+	path, err := p.Path.Text(v, spec.PathSegment)
 	if err != nil {
 		return nil, err
 	}
-	query, err := form(p.query, v)
+	query, err := form(p.Query, v)
 	if err != nil {
 		return nil, err
 	}
 	if query != "" {
 		path += "?" + query
 	}
-	out := &key.Probe{Method: p.method, Path: path, Rules: slices.Clone(p.rules)}
-	for _, h := range p.header {
+	out := &key.Probe{Method: p.Method, Path: path, Rules: slices.Clone(p.Rules)}
+	for _, h := range p.Header {
 		if out.Header == nil {
 			out.Header = map[string]string{}
 		}
-		if out.Header[h.name], err = h.value.text(v, nil); err != nil {
+		if out.Header[h.Name], err = h.Value.Text(v, nil); err != nil {
 			return nil, err
 		}
 	}
-	if p.json != nil {
-		b, err := encode(p.json, v)
+	if p.JSON != nil {
+		b, err := encode(p.JSON, v)
 		if err != nil {
 			return nil, err
 		}
@@ -226,7 +225,7 @@ func probeError(err error) *provider.Error {
 // what the vendor permits, and the same for the same label.
 func (c *core) Label(_ provider.Env, label string) string {
 	s := label
-	if bad := c.limits.charset; bad != nil {
+	if bad := c.Limits.Charset; bad != nil {
 		for _, r := range []string{"-", "_", "0"} { // a digit is always permitted
 			if !bad.MatchString(r) {
 				s = bad.ReplaceAllString(s, r)
@@ -234,14 +233,14 @@ func (c *core) Label(_ provider.Env, label string) string {
 			}
 		}
 	}
-	if s == label && (c.limits.nameMax == 0 || len(s) <= c.limits.nameMax) {
+	if s == label && (c.Limits.NameMax == 0 || len(s) <= c.Limits.NameMax) {
 		return s
 	}
 	// What was changed or cut no longer tells two labels apart; a hash does.
 	h := sha256.Sum256([]byte(label))
 	tail := hex.EncodeToString(h[:4])
-	if c.limits.nameMax > 0 && len(s)+len(tail) > c.limits.nameMax {
-		s = strings.ToValidUTF8(s[:max(0, c.limits.nameMax-len(tail))], "")
+	if c.Limits.NameMax > 0 && len(s)+len(tail) > c.Limits.NameMax {
+		s = strings.ToValidUTF8(s[:max(0, c.Limits.NameMax-len(tail))], "")
 	}
 	return s + tail
 }
@@ -249,8 +248,8 @@ func (c *core) Label(_ provider.Env, label string) string {
 // Issue makes one key: it reads the old key's rights where the recipe says so,
 // then makes the calls of the creation in order.
 func (c *core) Issue(ctx context.Context, env provider.Env, r provider.Request) (provider.Issued, error) {
-	if len(c.steps) == 0 {
-		return provider.Issued{}, c.byPerson("issue", c.human.create)
+	if len(c.Steps) == 0 {
+		return provider.Issued{}, c.byPerson("issue", c.Human.Create)
 	}
 	v, send, err := c.begin(env)
 	if err != nil {
@@ -261,19 +260,19 @@ func (c *core) Issue(ctx context.Context, env provider.Env, r provider.Request) 
 		return provider.Issued{}, err
 	}
 	v["name"] = c.Label(env, r.Label)
-	if life := max(r.Life, 0); life > 0 || c.life > 0 {
+	if life := max(r.Life, 0); life > 0 || c.Life > 0 {
 		if life == 0 {
-			life = c.life
+			life = c.Life
 		}
 		v["expires"], v["life"] = time.Now().Add(life), int64(life/time.Second)
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.generate)) {
-		v["gen."+name] = c.generate[name].make(env.Rand)
+	for _, name := range slices.Sorted(maps.Keys(c.Recipe.Generate)) {
+		v["gen."+name] = c.Recipe.Generate[name].Make(env.Rand)
 	}
-	for i, s := range c.steps {
+	for i, s := range c.Steps {
 		if err := c.step(ctx, send, s, "new.", v, onCreate); err != nil {
 			if i > 0 {
-				err = wrapped(provider.Ambiguous, err, fmt.Sprintf("the first %d of %d calls were made, then: ", i, len(c.steps)))
+				err = wrapped(provider.Ambiguous, err, fmt.Sprintf("the first %d of %d calls were made, then: ", i, len(c.Steps)))
 			}
 			return provider.Issued{}, err
 		}
@@ -282,20 +281,20 @@ func (c *core) Issue(ctx context.Context, env provider.Env, r provider.Request) 
 }
 
 // issued gathers a new key from what the steps extracted.
-func (c *core) issued(r provider.Request, v values, out provider.Issued) (provider.Issued, error) {
+func (c *core) issued(r provider.Request, v spec.Values, out provider.Issued) (provider.Issued, error) {
 	out.Parts = secret.Parts{}
-	for _, p := range c.parts {
-		x, ok := v["new."+p.name]
+	for _, p := range c.Parts {
+		x, ok := v["new."+p.Name]
 		if !ok {
-			x = v["gen."+p.name]
+			x = v["gen."+p.Name]
 		}
 		s := asSecret(x)
-		if s.IsZero() || s.Len() < p.minLen {
-			return provider.Issued{}, &provider.Error{Kind: provider.Ambiguous, Text: fmt.Sprintf("%s answered with a part %s that is too short to be one", c.Vendor, p.name)}
+		if s.IsZero() || s.Len() < p.MinLen {
+			return provider.Issued{}, &provider.Error{Kind: provider.Ambiguous, Text: fmt.Sprintf("%s answered with a part %s that is too short to be one", c.Vendor, p.Name)}
 		}
-		out.Parts[p.name] = s
+		out.Parts[p.Name] = s
 	}
-	id, err := asText(v["new.id"])
+	id, err := spec.AsText(v["new.id"])
 	if err != nil || id == "" {
 		return provider.Issued{}, &provider.Error{Kind: provider.Ambiguous, Text: c.Vendor + " answered without an id of the new key"}
 	}
@@ -305,9 +304,9 @@ func (c *core) issued(r provider.Request, v values, out provider.Issued) (provid
 	} else if t, ok := v["expires"].(time.Time); ok && c.usesExpiry() {
 		out.Expires = t.Truncate(time.Second)
 	}
-	for _, p := range c.parts {
-		if old, ok := r.Parts[p.name]; ok && p.secret && old.Equal(out.Parts[p.name]) {
-			return provider.Issued{}, denied(fmt.Errorf("%s answered with the %s that the present key has", c.Vendor, p.name),
+	for _, p := range c.Parts {
+		if old, ok := r.Parts[p.Name]; ok && p.Secret && old.Equal(out.Parts[p.Name]) {
+			return provider.Issued{}, denied(fmt.Errorf("%s answered with the %s that the present key has", c.Vendor, p.Name),
 				"look at the vendor before anything is revoked: the key named "+c.name(v)+" may be the present one")
 		}
 	}
@@ -318,24 +317,24 @@ func (c *core) issued(r provider.Request, v values, out provider.Issued) (provid
 	return out, nil
 }
 
-func (c *core) name(v values) string {
+func (c *core) name(v spec.Values) string {
 	s, _ := v["name"].(string)
 	return s
 }
 
 // usesExpiry reports whether a creation asks for an expiry.
 func (c *core) usesExpiry() bool {
-	return slices.ContainsFunc(c.steps, func(s step) bool { return s.request.usesAny("expires", "life") })
+	return slices.ContainsFunc(c.Steps, func(s spec.Step) bool { return s.Request.UsesAny("expires", "life") })
 }
 
 // copyRights fills copied.* from the old key, or from the defaults.
-func (c *core) copyRights(ctx context.Context, env provider.Env, r provider.Request, v values, send sender) ([]string, error) {
-	d := c.describe
+func (c *core) copyRights(ctx context.Context, env provider.Env, r provider.Request, v spec.Values, send sender) ([]string, error) {
+	d := c.Recipe.Describe
 	if d == nil {
 		return nil, nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(d.defaults)) {
-		x, err := d.defaults[name].value(v)
+	for _, name := range slices.Sorted(maps.Keys(d.Defaults)) {
+		x, err := d.Defaults[name].Value(v)
 		if err != nil {
 			return nil, denied(err, "look at describe.default in the recipe "+c.ID)
 		}
@@ -354,7 +353,7 @@ func (c *core) copyRights(ctx context.Context, env provider.Env, r provider.Requ
 	} else {
 		got := maps.Clone(v)
 		got["old.id"] = id
-		for _, s := range d.steps {
+		for _, s := range d.Steps {
 			if err = c.step(ctx, send, s, "copied.", got, onRead); err != nil {
 				err = wrapped(provider.KindOf(err), err, "reading the rights of the present key: ")
 				break
@@ -366,31 +365,31 @@ func (c *core) copyRights(ctx context.Context, env provider.Env, r provider.Requ
 			return nil, nil
 		}
 	}
-	if d.allow && provider.KindOf(err) == provider.Denied {
+	if d.Allow && provider.KindOf(err) == provider.Denied {
 		return []string{err.Error() + "; the new key has the recipe's default rights"}, nil
 	}
 	return nil, err
 }
 
 // step makes one call and puts what it extracts into v under prefix.
-func (c *core) step(ctx context.Context, send sender, s step, prefix string, v values, kind actKind) error {
-	a, err := send(ctx, s.act, v, kind)
+func (c *core) step(ctx context.Context, send sender, s spec.Step, prefix string, v spec.Values, kind actKind) error {
+	a, err := send(ctx, s.Act, v, kind)
 	if err != nil {
 		return err
 	}
-	for _, x := range s.extract {
-		got, err := x.from(a, v)
+	for _, x := range s.Extract {
+		got, err := take(x, a, v)
 		if err != nil {
 			k := provider.Denied
 			if kind == onCreate {
 				k = provider.Ambiguous
 			}
-			return &provider.Error{Kind: k, Text: fmt.Sprintf("%s answered %s without %s", c.Vendor, call.StatusText(a.status), x.source)}
+			return &provider.Error{Kind: k, Text: fmt.Sprintf("%s answered %s without %s", c.Vendor, call.StatusText(a.status), x.Source)}
 		}
 		if prefix == "new." {
-			got = c.hide(x.name, got)
+			got = c.hide(x.Name, got)
 		}
-		v[prefix+x.name] = got
+		v[prefix+x.Name] = got
 	}
 	return nil
 }
@@ -401,8 +400,8 @@ func (c *core) hide(name string, x any) any {
 	if name == "id" || name == "expires" {
 		return x
 	}
-	for _, p := range c.parts {
-		if p.name == name && !p.secret {
+	for _, p := range c.Parts {
+		if p.Name == name && !p.Secret {
 			return x
 		}
 	}
@@ -414,48 +413,11 @@ func asSecret(x any) secret.Value {
 	if s, ok := x.(secret.Value); ok {
 		return s
 	}
-	s, err := asText(x)
+	s, err := spec.AsText(x)
 	if err != nil {
 		return secret.Value{}
 	}
 	return secret.FromString(s)
-}
-
-// make returns a new secret with at least one character of each class.
-func (g generate) make(random func([]byte)) secret.Value {
-	if random == nil {
-		random = systemRandom
-	}
-	all := ""
-	for _, c := range g.classes {
-		all += alphabets[c]
-	}
-	pick := func(from string) byte { return from[below(random, len(from))] }
-	out := make([]byte, g.length)
-	for {
-		for i := range out {
-			out[i] = pick(all)
-		}
-		// Drawing again until every class is there keeps all such secrets
-		// equally likely; with 16 characters and more it is rarely needed.
-		if !slices.ContainsFunc(g.classes, func(c string) bool { return !strings.ContainsAny(string(out), alphabets[c]) }) {
-			return secret.New(out)
-		}
-	}
-}
-
-// systemRandom fills b; it never fails: crypto/rand ends the program instead.
-func systemRandom(b []byte) { _, _ = rand.Read(b) }
-
-// below returns an unbiased random number in [0, n), n ≤ 256.
-func below(random func([]byte), n int) int {
-	var b [1]byte
-	for {
-		random(b[:])
-		if int(b[0]) < 256-256%n {
-			return int(b[0]) % n
-		}
-	}
 }
 
 // byPerson is the answer to what only a person can do.
@@ -464,27 +426,27 @@ func (c *core) byPerson(what string, steps []string) *provider.Error {
 	if len(steps) > 0 {
 		text += ": " + strings.Join(steps, "; ")
 	}
-	if c.human.url != "" {
-		text += " (" + c.human.url + ")"
+	if c.Human.URL != "" {
+		text += " (" + c.Human.URL + ")"
 	}
 	return &provider.Error{Kind: provider.Denied, Text: text}
 }
 
 // Revoke ends the key; one that is gone already is a success.
 func (c *core) Revoke(ctx context.Context, env provider.Env, vendorID string) error {
-	if c.revoke == nil {
-		return c.byPerson("revoke", c.human.revoke)
+	if c.Recipe.Revoke == nil {
+		return c.byPerson("revoke", c.Human.Revoke)
 	}
 	v, send, err := c.beginOn(env, vendorID)
 	if err != nil {
 		return err
 	}
-	_, err = send(ctx, *c.revoke, v, onIdempotent)
+	_, err = send(ctx, *c.Recipe.Revoke, v, onIdempotent)
 	return err
 }
 
 // beginOn is begin for an act on one key.
-func (c *core) beginOn(env provider.Env, id string) (values, sender, error) {
+func (c *core) beginOn(env provider.Env, id string) (spec.Values, sender, error) {
 	if id == "" {
 		return nil, nil, &provider.Error{Kind: provider.Denied, Text: "the vendor's id of the key is not known"}
 	}
@@ -497,8 +459,8 @@ func (c *core) beginOn(env provider.Env, id string) (values, sender, error) {
 
 // Identify returns the part that is the vendor's id.
 func (i identifier) Identify(_ provider.Env, p secret.Parts) (string, bool) {
-	v, ok := p[i.c.idPart]
-	if i.c.idPart == "" || !ok || v.IsZero() {
+	v, ok := p[i.c.IDPart]
+	if i.c.IDPart == "" || !ok || v.IsZero() {
 		return "", false
 	}
 	return string(v.Reveal()), true
@@ -511,44 +473,44 @@ func (c *core) Preview(env provider.Env, what string) []string {
 	if err != nil {
 		return nil
 	}
-	base, err := c.address(c.manager.base, v)
+	base, err := c.address(c.Manager.Base, v)
 	if err != nil {
 		base = "{" + "address" + "}"
 	}
 	var out []string
-	add := func(qs ...request) {
+	add := func(qs ...spec.Request) {
 		for _, q := range qs {
-			out = append(out, q.method+" "+base+q.path.preview(v))
+			out = append(out, q.Method+" "+base+q.Path.Preview(v))
 		}
 	}
 	switch what {
 	case "issue":
-		if c.describe != nil && len(c.steps) > 0 {
-			for _, s := range c.describe.steps {
-				add(s.request)
+		if c.Recipe.Describe != nil && len(c.Steps) > 0 {
+			for _, s := range c.Recipe.Describe.Steps {
+				add(s.Request)
 			}
 		}
-		for _, s := range c.steps {
-			add(s.request)
+		for _, s := range c.Steps {
+			add(s.Request)
 		}
 	case "list":
-		if c.list != nil {
-			add(c.list.request)
+		if c.Recipe.List != nil {
+			add(c.Recipe.List.Request)
 		}
 	case "disable":
-		if c.disable != nil {
-			if c.disable.read != nil {
-				add(c.disable.read.request)
+		if c.Recipe.Disable != nil {
+			if c.Recipe.Disable.Read != nil {
+				add(c.Recipe.Disable.Read.Request)
 			}
-			add(c.disable.request)
+			add(c.Recipe.Disable.Request)
 		}
 	case "enable":
-		if c.enable != nil {
-			add(c.enable.request)
+		if c.Recipe.Enable != nil {
+			add(c.Recipe.Enable.Request)
 		}
 	case "revoke":
-		if c.revoke != nil {
-			add(c.revoke.request)
+		if c.Recipe.Revoke != nil {
+			add(c.Recipe.Revoke.Request)
 		}
 	case "probe":
 		if p, err := call.CompileProbe(c.Describe(env).Call.Over(env.Call)); err == nil {
@@ -556,21 +518,4 @@ func (c *core) Preview(env provider.Env, what string) []string {
 		}
 	}
 	return out
-}
-
-// preview renders a path with what is not known in braces.
-func (t template) preview(v values) string {
-	var b strings.Builder
-	for _, p := range t.pieces {
-		s, known := v[p.name].(string)
-		switch {
-		case p.name == "":
-			b.WriteString(p.text)
-		case known && s != "":
-			b.WriteString(url.PathEscape(s))
-		default:
-			b.WriteString("{" + p.name + "}")
-		}
-	}
-	return b.String()
 }

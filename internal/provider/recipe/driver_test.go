@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,10 +24,14 @@ import (
 	"github.com/keybaton/keybaton/secret"
 )
 
-// parse returns good with pairs of text replaced.
+// parse returns the recipe of a made-up vendor with pairs of text replaced.
 func parse(t *testing.T, pairs ...string) *recipe.Recipe {
 	t.Helper()
-	src := good
+	b, err := os.ReadFile("../spec/testdata/acme.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := string(b)
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if !strings.Contains(src, pairs[i]) {
 			t.Fatalf("the recipe has no %q", pairs[i])

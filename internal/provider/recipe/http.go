@@ -23,6 +23,7 @@ import (
 	"github.com/keybaton/keybaton/internal/call"
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 )
 
 // maxAnswer is the most that is read of one answer, in bytes.
@@ -47,34 +48,34 @@ type answer struct {
 }
 
 // sender makes one call and checks its answer.
-type sender func(ctx context.Context, a act, v values, kind actKind) (answer, error)
+type sender func(ctx context.Context, a spec.Act, v spec.Values, kind actKind) (answer, error)
 
 // begin resolves what all acts in env need: params, and how to send.
-func (c *core) begin(env provider.Env) (values, sender, error) {
+func (c *core) begin(env provider.Env) (spec.Values, sender, error) {
 	v, err := c.values(env)
 	if err != nil {
 		return nil, nil, err
 	}
-	base, err := c.address(c.manager.base, v)
+	base, err := c.address(c.Manager.Base, v)
 	if err != nil {
 		return nil, nil, err
 	}
-	if c.manager.wanted != "" && len(env.Manager) == 0 {
+	if c.Manager.Wanted != "" && len(env.Manager) == 0 {
 		return nil, nil, denied(fmt.Errorf("%s needs a manager key", c.ID), "name the service that holds it: manager: SERVICE")
 	}
-	for _, name := range c.manager.parts {
+	for _, name := range c.Manager.Parts {
 		if m, ok := env.Manager[name]; ok {
 			v["manager."+name] = m
 		}
 	}
-	return v, func(ctx context.Context, a act, v values, kind actKind) (answer, error) {
+	return v, func(ctx context.Context, a spec.Act, v spec.Values, kind actKind) (answer, error) {
 		return c.send(ctx, env, base, a, v, kind)
 	}, nil
 }
 
 // build makes the request of q under base, without the manager key.
-func (q request) build(ctx context.Context, base string, v values) (*http.Request, error) {
-	path, err := q.path.text(v, pathSegment)
+func build(ctx context.Context, q spec.Request, base string, v spec.Values) (*http.Request, error) {
+	path, err := q.Path.Text(v, spec.PathSegment)
 	if err != nil {
 		return nil, fmt.Errorf("path: %w", err)
 	}
@@ -82,14 +83,14 @@ func (q request) build(ctx context.Context, base string, v values) (*http.Reques
 	if err != nil {
 		return nil, errors.New("the path cannot be written as a URL")
 	}
-	if u.RawQuery, err = form(q.query, v); err != nil {
+	if u.RawQuery, err = form(q.Query, v); err != nil {
 		return nil, fmt.Errorf("query: %w", err)
 	}
-	body, ctype, err := q.body(v)
+	body, ctype, err := bodyOf(q, v)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, q.method, u.String(), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, q.Method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, errors.New("the request cannot be made")
 	}
@@ -103,29 +104,29 @@ func (q request) build(ctx context.Context, base string, v values) (*http.Reques
 	if ctype != "" {
 		req.Header.Set("Content-Type", ctype)
 	}
-	for _, h := range q.header {
-		s, err := h.value.text(v, nil)
-		if errors.Is(err, errAbsent) {
+	for _, h := range q.Header {
+		s, err := h.Value.Text(v, nil)
+		if errors.Is(err, spec.ErrAbsent) {
 			continue
 		}
-		if err != nil || !httpguts.ValidHeaderFieldValue(s) || !httpguts.ValidHeaderFieldName(h.name) {
-			return nil, fmt.Errorf("header %s cannot be sent", h.name)
+		if err != nil || !httpguts.ValidHeaderFieldValue(s) || !httpguts.ValidHeaderFieldName(h.Name) {
+			return nil, fmt.Errorf("header %s cannot be sent", h.Name)
 		}
-		req.Header.Set(h.name, s)
+		req.Header.Set(h.Name, s)
 	}
 	return req, nil
 }
 
-func (q request) body(v values) (body []byte, ctype string, err error) {
+func bodyOf(q spec.Request, v spec.Values) (body []byte, ctype string, err error) {
 	switch {
-	case q.json != nil:
-		b, err := encode(q.json, v)
+	case q.JSON != nil:
+		b, err := encode(q.JSON, v)
 		if err != nil {
 			return nil, "", fmt.Errorf("json: %w", err)
 		}
 		return b, "application/json", nil
-	case q.form != nil:
-		s, err := form(q.form, v)
+	case q.Form != nil:
+		s, err := form(q.Form, v)
 		if err != nil {
 			return nil, "", fmt.Errorf("form: %w", err)
 		}
@@ -135,25 +136,25 @@ func (q request) body(v values) (body []byte, ctype string, err error) {
 }
 
 // form renders fields as a query or form; those without a value are left out.
-func form(fields []named, v values) (string, error) {
+func form(fields []spec.Named, v spec.Values) (string, error) {
 	vals := url.Values{}
 	for _, f := range fields {
-		s, err := f.value.text(v, nil)
-		if errors.Is(err, errAbsent) {
+		s, err := f.Value.Text(v, nil)
+		if errors.Is(err, spec.ErrAbsent) {
 			continue
 		}
 		if err != nil {
 			return "", err
 		}
-		vals.Set(f.name, s)
+		vals.Set(f.Name, s)
 	}
 	return vals.Encode(), nil
 }
 
 // encode renders t as JSON.
-func encode(t *tree, v values) ([]byte, error) {
-	x, err := t.value(v)
-	if err != nil && !errors.Is(err, errAbsent) {
+func encode(t *spec.Tree, v spec.Values) ([]byte, error) {
+	x, err := t.Value(v)
+	if err != nil && !errors.Is(err, spec.ErrAbsent) {
 		return nil, err
 	}
 	var b bytes.Buffer
@@ -165,29 +166,10 @@ func encode(t *tree, v values) ([]byte, error) {
 	return bytes.TrimRight(b.Bytes(), "\n"), nil
 }
 
-// usesAny reports whether a template of q uses one of names.
-func (q request) usesAny(names ...string) bool {
-	has := func(t template) bool {
-		return slices.ContainsFunc(t.uses(), func(u string) bool { return slices.Contains(names, u) })
-	}
-	for _, l := range [][]named{q.query, q.header, q.form} {
-		if slices.ContainsFunc(l, func(f named) bool { return has(f.value) }) {
-			return true
-		}
-	}
-	return has(q.path) || q.json != nil && q.json.any(has)
-}
-
-func (t tree) any(has func(template) bool) bool {
-	return t.kind == isText && has(t.text) ||
-		slices.ContainsFunc(t.fields, func(f treeField) bool { return f.value.any(has) }) ||
-		slices.ContainsFunc(t.items, func(i tree) bool { return i.any(has) })
-}
-
 // send makes the call a and returns its answer when it is as expected. For
 // idempotent acts what is gone counts as done.
-func (c *core) send(ctx context.Context, env provider.Env, base string, a act, v values, kind actKind) (answer, error) {
-	req, err := a.request.build(ctx, base, v)
+func (c *core) send(ctx context.Context, env provider.Env, base string, a spec.Act, v spec.Values, kind actKind) (answer, error) {
+	req, err := build(ctx, a.Request, base, v)
 	if err != nil {
 		return answer{}, &provider.Error{Kind: provider.Denied, Text: "preparing the request: " + err.Error()}
 	}
@@ -195,15 +177,15 @@ func (c *core) send(ctx context.Context, env provider.Env, base string, a act, v
 }
 
 // exchange puts the manager key on req, sends it, and reads the answer.
-func (c *core) exchange(env provider.Env, req *http.Request, a act, kind actKind) (answer, error) {
+func (c *core) exchange(env provider.Env, req *http.Request, a spec.Act, kind actKind) (answer, error) {
 	bare := *req.URL
-	if c.manager.wanted != "" {
-		r, err := c.manager.place.Render(env.Manager)
+	if c.Manager.Wanted != "" {
+		r, err := c.Manager.Place.Render(env.Manager)
 		if err == nil {
 			err = r.Apply(req)
 		}
 		if err != nil {
-			return answer{}, denied(errors.New("the manager key cannot be put on the request"), "look at the parts of the manager key: "+strings.Join(c.manager.parts, ", "))
+			return answer{}, denied(errors.New("the manager key cannot be put on the request"), "look at the parts of the manager key: "+strings.Join(c.Manager.Parts, ", "))
 		}
 	}
 	ctx := req.Context()
@@ -268,22 +250,22 @@ func (c *core) unanswered(ctx context.Context, err error, kind actKind, unsent b
 }
 
 // holds reports whether cond holds for the answer.
-func (cond condition) holds(method string, a answer) bool {
-	o, _ := cond.rules.Classify(call.Answer{Method: method, Status: a.status, Header: a.header, Body: a.body, Whole: true})
+func holds(cond spec.Condition, method string, a answer) bool {
+	o, _ := cond.Rules.Classify(call.Answer{Method: method, Status: a.status, Header: a.header, Body: a.body, Whole: true})
 	return o == evidence.OK
 }
 
 // judge returns nil when the answer is as expected, or its classification.
-func (c *core) judge(method string, a act, ans answer, kind actKind) error {
-	if a.expect.holds(method, ans) {
+func (c *core) judge(method string, a spec.Act, ans answer, kind actKind) error {
+	if holds(a.Expect, method, ans) {
 		return nil
 	}
-	if kind == onIdempotent && a.gone != nil && a.gone.holds(method, ans) {
+	if kind == onIdempotent && a.Gone != nil && holds(*a.Gone, method, ans) {
 		return nil
 	}
 	e := &provider.Error{Text: fmt.Sprintf("%s answered %s", c.Vendor, call.StatusText(ans.status)), After: retryAfter(ans.header, time.Now())}
 	switch s := ans.status; {
-	case kind == onCreate && c.limits.full != nil && c.limits.full.holds(method, ans):
+	case kind == onCreate && c.Limits.Full != nil && holds(*c.Limits.Full, method, ans):
 		e.Kind = provider.Full
 		e.Text += ": there is no room for another key"
 	case s == http.StatusTooManyRequests:
@@ -299,7 +281,7 @@ func (c *core) judge(method string, a act, ans answer, kind actKind) error {
 		if kind != onCreate {
 			e.Kind = provider.Denied
 		}
-		e.Text += ", not as the recipe " + c.ID + " expects (" + a.expect.text + ")"
+		e.Text += ", not as the recipe " + c.ID + " expects (" + a.Expect.Text + ")"
 	default:
 		e.Kind = provider.Denied
 	}
@@ -340,33 +322,33 @@ func pathText(s string, _ bool) (string, error) {
 
 var errNothing = errors.New("nothing is there")
 
-// from takes the value out of the answer.
-func (x extract) from(a answer, v values) (any, error) {
+// take takes the value out of the answer.
+func take(x spec.Extract, a answer, v spec.Values) (any, error) {
 	var got any
 	switch {
-	case x.value != nil:
-		t := tree{kind: isText, text: *x.value}
-		y, err := t.value(v)
+	case x.Value != nil:
+		t := spec.Tree{Kind: spec.IsText, Text: *x.Value}
+		y, err := t.Value(v)
 		if err != nil {
 			return nil, err
 		}
 		got = y
-	case x.header != "":
-		s := a.header.Get(x.header)
+	case x.Header != "":
+		s := a.header.Get(x.Header)
 		if s == "" {
 			return nil, errNothing
 		}
 		got = s
-	case x.xml != nil:
-		s, ok := xmlText(a.body, x.xml)
+	case x.XML != nil:
+		s, ok := xmlText(a.body, x.XML)
 		if !ok {
 			return nil, errNothing
 		}
 		got = s
 	default:
-		path := x.path
-		if x.pathT != nil {
-			s, err := x.pathT.text(v, pathText)
+		path := x.Path
+		if x.LivePath != nil {
+			s, err := x.LivePath.Text(v, pathText)
 			if err != nil {
 				return nil, err
 			}
@@ -380,14 +362,14 @@ func (x extract) from(a answer, v values) (any, error) {
 		}
 		got = y
 	}
-	if x.match == nil {
+	if x.Match == nil {
 		return got, nil
 	}
-	s, err := asText(got)
+	s, err := spec.AsText(got)
 	if err != nil {
 		return nil, err
 	}
-	m := x.match.FindStringSubmatch(s)
+	m := x.Match.FindStringSubmatch(s)
 	if m == nil {
 		return nil, errNothing
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/call"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 )
 
 // List returns every key at the vendor. A list that could not be read to its
@@ -24,39 +25,39 @@ func (l lister) List(ctx context.Context, env provider.Env) ([]provider.Listed, 
 	if err != nil {
 		return nil, err
 	}
-	base, err := c.address(c.manager.base, v)
+	base, err := c.address(c.Manager.Base, v)
 	if err != nil {
 		return nil, err
 	}
-	req, err := c.list.request.build(ctx, base, v)
+	req, err := build(ctx, c.Recipe.List.Request, base, v)
 	if err != nil {
 		return nil, &provider.Error{Kind: provider.Denied, Text: "preparing the request: " + err.Error()}
 	}
 	first := *req.URL
-	next := c.list.page.begin(&first)
+	next := firstPage(c.Recipe.List.Page, &first)
 	var out []provider.Listed
 	seen := map[string]bool{}
 	for n := 0; next != nil; n++ {
-		if n >= c.list.page.most {
-			return nil, &provider.Error{Kind: provider.Denied, Text: fmt.Sprintf("%s has more than %d pages of keys; raise list.page.most in the recipe %s", c.Vendor, c.list.page.most, c.ID)}
+		if n >= c.Recipe.List.Page.Most {
+			return nil, &provider.Error{Kind: provider.Denied, Text: fmt.Sprintf("%s has more than %d pages of keys; raise list.page.most in the recipe %s", c.Vendor, c.Recipe.List.Page.Most, c.ID)}
 		}
 		again := req.Clone(ctx)
 		again.URL, again.Body = next, http.NoBody
 		if req.Body != nil && req.Body != http.NoBody {
-			body, _, err := c.list.request.body(v)
+			body, _, err := bodyOf(c.Recipe.List.Request, v)
 			if err != nil {
 				return nil, &provider.Error{Kind: provider.Denied, Text: "preparing the request: " + err.Error()}
 			}
 			again.Body = readCloser(body)
 		}
-		ans, err := c.exchange(env, again, c.list.act, onRead)
+		ans, err := c.exchange(env, again, c.Recipe.List.Act, onRead)
 		if err != nil {
 			return nil, err
 		}
-		items, ok := c.list.items.Find(ans.doc)
+		items, ok := c.Recipe.List.Items.Find(ans.doc)
 		rows, isArray := items.([]any)
 		if !ok || (!isArray && items != nil) {
-			return nil, c.odd(ans, "without a list at "+c.list.items.String())
+			return nil, c.odd(ans, "without a list at "+c.Recipe.List.Items.String())
 		}
 		for _, row := range rows {
 			k, err := c.listed(row)
@@ -68,7 +69,7 @@ func (l lister) List(ctx context.Context, env provider.Env) ([]provider.Listed, 
 				out = append(out, k)
 			}
 		}
-		if next, err = c.list.page.after(next, ans, len(rows), n); err != nil {
+		if next, err = nextPage(c.Recipe.List.Page, next, ans, len(rows), n); err != nil {
 			return nil, c.odd(ans, err.Error())
 		}
 	}
@@ -82,10 +83,10 @@ func (c *core) odd(a answer, what string) error {
 
 func (c *core) listed(row any) (provider.Listed, error) {
 	var k provider.Listed
-	x, _ := c.list.id.Find(row)
-	id, err := asText(x)
+	x, _ := c.Recipe.List.ID.Find(row)
+	id, err := spec.AsText(x)
 	if err != nil || id == "" {
-		return k, errors.New("with a key that has no id at " + c.list.id.String())
+		return k, errors.New("with a key that has no id at " + c.Recipe.List.ID.String())
 	}
 	k.VendorID = id
 	get := func(p *call.Path) any {
@@ -95,29 +96,29 @@ func (c *core) listed(row any) (provider.Listed, error) {
 		x, _ := p.Find(row)
 		return x
 	}
-	if s, err := asText(get(c.list.name)); err == nil {
+	if s, err := spec.AsText(get(c.Recipe.List.Name)); err == nil {
 		k.Label = s
 	}
-	k.Created, _ = asTime(get(c.list.created))
-	k.LastUsed, _ = asTime(get(c.list.lastUsed))
-	k.Disabled = c.list.disabled.holds(row)
+	k.Created, _ = asTime(get(c.Recipe.List.Created))
+	k.LastUsed, _ = asTime(get(c.Recipe.List.LastUsed))
+	k.Disabled = flagged(c.Recipe.List.Disabled, row)
 	return k, nil
 }
 
-// holds reads the flag of one row.
-func (f *flagRule) holds(row any) bool {
+// flagged reads the flag of one row.
+func flagged(f *spec.FlagRule, row any) bool {
 	if f == nil {
 		return false
 	}
-	x, found := f.path.Find(row)
-	if f.equals == nil {
+	x, found := f.Path.Find(row)
+	if f.Equals == nil {
 		yes, _ := x.(bool)
 		return yes || x == "true"
 	}
 	if !found {
 		return false
 	}
-	return (call.Text(x) == *f.equals) != f.not
+	return (call.Text(x) == *f.Equals) != f.Not
 }
 
 // asTime reads RFC 3339, a date, or Unix seconds or milliseconds. A date means
@@ -156,69 +157,69 @@ func asTime(x any) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// begin returns the URL of the first page.
-func (g page) begin(u *url.URL) *url.URL {
+// firstPage returns the URL of the first page.
+func firstPage(g spec.Page, u *url.URL) *url.URL {
 	q := u.Query()
-	if g.sizeP != "" {
-		q.Set(g.sizeP, strconv.Itoa(g.size))
+	if g.SizeParam != "" {
+		q.Set(g.SizeParam, strconv.Itoa(g.Size))
 	}
-	if g.kind == "page" {
-		q.Set(g.param, strconv.Itoa(g.first))
+	if g.Kind == "page" {
+		q.Set(g.Param, strconv.Itoa(g.First))
 	}
-	if g.kind == "offset" {
-		q.Set(g.param, "0")
+	if g.Kind == "offset" {
+		q.Set(g.Param, "0")
 	}
 	v := *u
 	v.RawQuery = q.Encode()
 	return &v
 }
 
-// after returns the URL of the page after the one at u, the nth; nil when that
+// nextPage returns the URL of the page after the one at u, the nth; nil when that
 // was the last. rows is how many it had.
-func (g page) after(u *url.URL, a answer, rows, n int) (*url.URL, error) {
+func nextPage(g spec.Page, u *url.URL, a answer, rows, n int) (*url.URL, error) {
 	set := func(value string) *url.URL {
 		v := *u
 		q := v.Query()
-		q.Set(g.param, value)
+		q.Set(g.Param, value)
 		v.RawQuery = q.Encode()
 		return &v
 	}
-	switch g.kind {
+	switch g.Kind {
 	case "cursor":
-		x, _ := g.next.Find(a.doc)
-		s, err := asText(x)
+		x, _ := g.Next.Find(a.doc)
+		s, err := spec.AsText(x)
 		if err != nil {
 			return nil, errors.New("with a cursor that is none")
 		}
 		if s == "" || x == false {
 			return nil, nil
 		}
-		if u.Query().Get(g.param) == s {
+		if u.Query().Get(g.Param) == s {
 			return nil, errors.New("with the same cursor again")
 		}
 		return set(s), nil
 	case "page":
-		if rows == 0 || g.size > 0 && rows < g.size {
+		if rows == 0 || g.Size > 0 && rows < g.Size {
 			return nil, nil
 		}
-		return set(strconv.Itoa(g.first + n + 1)), nil
+		return set(strconv.Itoa(g.First + n + 1)), nil
 	case "offset":
 		if rows == 0 {
 			return nil, nil
 		}
-		at, err := strconv.Atoi(u.Query().Get(g.param))
+		at, err := strconv.Atoi(u.Query().Get(g.Param))
 		if err != nil {
 			return nil, errors.New("after an offset that is none")
 		}
-		if rows < g.size {
+		if rows < g.Size {
 			return nil, nil
 		}
 		return set(strconv.Itoa(at + rows)), nil
 	case "link_header":
 		return sameHost(u, nextLink(a.header))
 	case "next_url":
-		x, _ := g.next.Find(a.doc)
-		s, err := asText(x)
+		x, _ := g.Next.Find(a.doc)
+		s, err := spec.AsText(x)
 		if err != nil {
 			return nil, errors.New("with a next page that is no URL")
 		}

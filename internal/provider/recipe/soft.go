@@ -8,6 +8,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/call"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 )
 
 func readCloser(b []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(b)) }
@@ -22,23 +23,23 @@ func (d disabler) Disable(ctx context.Context, env provider.Env, vendorID string
 	if err != nil {
 		return "", err
 	}
-	t := c.disable
-	if t.read != nil {
-		a, err := send(ctx, t.read.act, v, onRead)
+	t := c.Recipe.Disable
+	if t.Read != nil {
+		a, err := send(ctx, t.Read.Act, v, onRead)
 		if err != nil {
 			return "", wrapped(provider.KindOf(err), err, "reading what it takes to enable the key again: ")
 		}
 		state := map[string]any{}
-		for _, x := range t.read.extract {
-			got, err := x.from(a, v)
+		for _, x := range t.Read.Extract {
+			got, err := take(x, a, v)
 			if err != nil {
-				return "", &provider.Error{Kind: provider.Denied, Text: c.Vendor + " answered " + call.StatusText(a.status) + " without " + x.source}
+				return "", &provider.Error{Kind: provider.Denied, Text: c.Vendor + " answered " + call.StatusText(a.status) + " without " + x.Source}
 			}
-			state[x.name] = got
-			v["saved."+x.name] = got
+			state[x.Name] = got
+			v["saved."+x.Name] = got
 		}
-		for _, m := range t.must {
-			if s, err := asText(state[m]); err == nil && s == "" {
+		for _, m := range t.Must {
+			if s, err := spec.AsText(state[m]); err == nil && s == "" {
 				return "", nil
 			}
 		}
@@ -48,7 +49,7 @@ func (d disabler) Disable(ctx context.Context, env provider.Env, vendorID string
 		}
 		saved = string(b)
 	}
-	_, err = send(ctx, t.act, v, onIdempotent)
+	_, err = send(ctx, t.Act, v, onIdempotent)
 	return saved, err
 }
 
@@ -59,7 +60,7 @@ func (d disabler) Enable(ctx context.Context, env provider.Env, vendorID, saved 
 	if err != nil {
 		return err
 	}
-	if c.disable.read != nil {
+	if c.Recipe.Disable.Read != nil {
 		state, ok := decode([]byte(saved)).(map[string]any)
 		if !ok {
 			return &provider.Error{Kind: provider.Denied, Text: "what it takes to enable the key again was not kept; issue a new key: keybaton rotate SERVICE --env E"}
@@ -68,6 +69,6 @@ func (d disabler) Enable(ctx context.Context, env provider.Env, vendorID, saved 
 			v["saved."+n] = x
 		}
 	}
-	_, err = send(ctx, c.enable.act, v, onRead) // not onIdempotent: a key that is gone is not enabled
+	_, err = send(ctx, c.Recipe.Enable.Act, v, onRead) // not onIdempotent: a key that is gone is not enabled
 	return err
 }

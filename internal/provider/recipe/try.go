@@ -11,6 +11,7 @@ import (
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 	"github.com/keybaton/keybaton/secret"
 )
 
@@ -45,12 +46,12 @@ type TryReport struct {
 // with each step as it ends. Whatever it issued it revokes, also after a
 // failure and when ctx ends. It waits for propagation as the recipe says, and
 // returns an error when a step was not as it should be.
-func Try(ctx context.Context, report func(TryStep), r *Recipe, env provider.Env) (TryReport, error) {
+func Try(ctx context.Context, report func(TryStep), r *spec.Recipe, env provider.Env) (TryReport, error) {
 	t := &try{rep: TryReport{Recipe: r.ID, OK: true}, report: report, d: New(r), env: env, r: r}
 	if t.report == nil {
 		t.report = func(TryStep) {}
 	}
-	if len(r.steps) == 0 {
+	if len(r.Steps) == 0 {
 		return t.rep, key.WithHint(fmt.Errorf("%w: %s has no creation of keys to try", key.ErrInvalid, r.ID), "a person makes its keys")
 	}
 	t.run(ctx)
@@ -68,7 +69,7 @@ type try struct {
 	report func(TryStep)
 	d      provider.Driver
 	env    provider.Env
-	r      *Recipe
+	r      *spec.Recipe
 }
 
 // do runs one step and reports it.
@@ -101,7 +102,7 @@ func (t *try) run(ctx context.Context) {
 			t.clean(ctx, k.VendorID)
 		}
 	}()
-	if t.r.probe != nil && !t.do("probe", func() (string, error) { return t.probes(ctx, k.Parts, evidence.OK, t.settle(), t.r.early) }) {
+	if t.r.Probe != nil && !t.do("probe", func() (string, error) { return t.probes(ctx, k.Parts, evidence.OK, t.settle(), t.r.Early) }) {
 		return
 	}
 	if l, ok := t.d.(provider.Lister); ok && !t.do("list", func() (string, error) { return t.listed(ctx, l, k.VendorID, label) }) {
@@ -116,24 +117,24 @@ func (t *try) run(ctx context.Context) {
 		}) {
 			return
 		}
-		if t.r.probe != nil {
-			t.do("probe disabled", func() (string, error) { return t.probes(ctx, k.Parts, evidence.Auth, 1, t.r.late) })
+		if t.r.Probe != nil {
+			t.do("probe disabled", func() (string, error) { return t.probes(ctx, k.Parts, evidence.Auth, 1, t.r.Late) })
 		}
 		if !t.do("enable", func() (string, error) { return "switched on again", d.Enable(ctx, t.env, k.VendorID, saved) }) {
 			return
 		}
-		if t.r.probe != nil {
-			t.do("probe enabled", func() (string, error) { return t.probes(ctx, k.Parts, evidence.OK, 1, t.r.early) })
+		if t.r.Probe != nil {
+			t.do("probe enabled", func() (string, error) { return t.probes(ctx, k.Parts, evidence.OK, 1, t.r.Early) })
 		}
 	}
 	revoked = t.do("revoke", func() (string, error) { return "revoked, as the vendor says", t.d.Revoke(ctx, t.env, k.VendorID) })
 	if !revoked {
 		return
 	}
-	if t.r.probe != nil {
-		t.do("prove", func() (string, error) { return t.probes(ctx, k.Parts, evidence.Auth, t.r.deadOK, t.r.late) })
+	if t.r.Probe != nil {
+		t.do("prove", func() (string, error) { return t.probes(ctx, k.Parts, evidence.Auth, t.r.DeadOK, t.r.Late) })
 	}
-	if l, ok := t.d.(provider.Lister); ok && t.r.list.complete {
+	if l, ok := t.d.(provider.Lister); ok && t.r.List.Complete {
 		t.do("list again", func() (string, error) { return t.absent(ctx, l, k.VendorID) })
 	}
 	t.do("revoke again", func() (string, error) {
@@ -164,7 +165,7 @@ func (t *try) probes(ctx context.Context, p secret.Parts, want evidence.Outcome,
 		if time.Now().After(deadline) {
 			return "", fmt.Errorf("the probe answers %s, not %s, after %d probes", o, want, made)
 		}
-		wait := time.NewTimer(t.r.spacing)
+		wait := time.NewTimer(t.r.Spacing)
 		select {
 		case <-ctx.Done():
 			wait.Stop()
@@ -233,7 +234,7 @@ func (t *try) clean(ctx context.Context, id string) {
 
 func randomHex(random func([]byte)) string {
 	if random == nil {
-		random = systemRandom
+		random = spec.SystemRandom
 	}
 	b := make([]byte, 4)
 	random(b)

@@ -1,4 +1,4 @@
-package recipe
+package spec
 
 import (
 	"crypto/sha256"
@@ -19,7 +19,7 @@ import (
 
 // A template is text with {{name}} or {{name | filter}} in it. A name is what
 // its place in the recipe offers; a filter changes the value on its way.
-type template struct{ pieces []piece }
+type Template struct{ pieces []piece }
 
 // piece is literal text, or a name with its filters.
 type piece struct {
@@ -58,13 +58,13 @@ type errTemplate struct{ text, write string }
 func (e *errTemplate) Error() string { return e.text }
 
 // parseTemplate compiles s; ok names what it may use.
-func parseTemplate(s string, ok names) (template, error) {
-	var t template
+func parseTemplate(s string, ok names) (Template, error) {
+	var t Template
 	rest := s
 	for {
 		before, after, found := strings.Cut(rest, "{{")
 		if strings.Contains(before, "}}") {
-			return template{}, &errTemplate{"there is a }} without a {{ before it", "{{name}}"}
+			return Template{}, &errTemplate{"there is a }} without a {{ before it", "{{name}}"}
 		}
 		if before != "" {
 			t.pieces = append(t.pieces, piece{text: before})
@@ -74,11 +74,11 @@ func parseTemplate(s string, ok names) (template, error) {
 		}
 		inner, tail, closed := strings.Cut(after, "}}")
 		if !closed || strings.Contains(inner, "{{") {
-			return template{}, &errTemplate{"there is a {{ without a }} after it", "{{name}}"}
+			return Template{}, &errTemplate{"there is a {{ without a }} after it", "{{name}}"}
 		}
 		p, err := parsePiece(inner, ok)
 		if err != nil {
-			return template{}, err
+			return Template{}, err
 		}
 		t.pieces = append(t.pieces, p)
 		rest = tail
@@ -129,8 +129,8 @@ func unknownName(name string, ok names) error {
 	return &errTemplate{fmt.Sprintf("there is no %q here", name), write}
 }
 
-// uses returns the names that t uses.
-func (t template) uses() []string {
+// Uses returns the names that t uses.
+func (t Template) Uses() []string {
 	var out []string
 	for _, p := range t.pieces {
 		if p.name != "" {
@@ -140,26 +140,26 @@ func (t template) uses() []string {
 	return out
 }
 
-// whole returns the only piece of a template that is nothing but one name.
-func (t template) whole() (piece, bool) {
+// Whole returns the only piece of a template that is nothing but one name.
+func (t Template) Whole() (piece, bool) {
 	if len(t.pieces) == 1 && t.pieces[0].name != "" {
 		return t.pieces[0], true
 	}
 	return piece{}, false
 }
 
-// values are what names stand for in one act: string, int64, time.Time,
+// Values are what names stand for in one act: string, int64, time.Time,
 // secret.Value, or a decoded JSON value. A name that may be left out is absent.
-type values map[string]any
+type Values map[string]any
 
-// errAbsent is returned for a name that has no value in this act.
-var errAbsent = errors.New("has no value")
+// ErrAbsent is returned for a name that has no value in this act.
+var ErrAbsent = errors.New("has no value")
 
 // value returns what p stands for after its filters.
-func (p piece) value(v values) (any, error) {
+func (p piece) value(v Values) (any, error) {
 	x, ok := v[p.name]
 	if !ok {
-		return nil, fmt.Errorf("%s %w", p.name, errAbsent)
+		return nil, fmt.Errorf("%s %w", p.name, ErrAbsent)
 	}
 	if s, isSecret := x.(secret.Value); isSecret {
 		x = string(s.Reveal())
@@ -193,7 +193,7 @@ func filter(name string, x any) (any, error) {
 		}
 		return string(b), nil
 	}
-	s, err := asText(x)
+	s, err := AsText(x)
 	if err != nil {
 		return nil, err
 	}
@@ -213,8 +213,8 @@ func filter(name string, x any) (any, error) {
 	return nil, fmt.Errorf("filter %s does not fit the value", name)
 }
 
-// asText returns a scalar as text.
-func asText(x any) (string, error) {
+// AsText returns a scalar as text.
+func AsText(x any) (string, error) {
 	switch v := x.(type) {
 	case string:
 		return v, nil
@@ -230,9 +230,9 @@ func asText(x any) (string, error) {
 	return "", errors.New("is a list or an object, not text")
 }
 
-// text renders t; escape, when not nil, is applied to every value, and told
+// Text renders t; escape, when not nil, is applied to every value, and told
 // whether the filter urlencode came last.
-func (t template) text(v values, escape func(s string, encoded bool) (string, error)) (string, error) {
+func (t Template) Text(v Values, escape func(s string, encoded bool) (string, error)) (string, error) {
 	var b strings.Builder
 	for _, p := range t.pieces {
 		if p.name == "" {
@@ -243,7 +243,7 @@ func (t template) text(v values, escape func(s string, encoded bool) (string, er
 		if err != nil {
 			return "", err
 		}
-		s, err := asText(x)
+		s, err := AsText(x)
 		if err != nil {
 			return "", fmt.Errorf("%s %w", p.name, err)
 		}
@@ -258,9 +258,9 @@ func (t template) text(v values, escape func(s string, encoded bool) (string, er
 	return b.String(), nil
 }
 
-// pathSegment escapes s as one segment of a path. What would change which
+// PathSegment escapes s as one segment of a path. What would change which
 // resource is meant is refused.
-func pathSegment(s string, encoded bool) (string, error) {
+func PathSegment(s string, encoded bool) (string, error) {
 	if s == "" || s == "." || s == ".." {
 		return "", errors.New("cannot stand in a path: it is empty or dots")
 	}
@@ -270,23 +270,23 @@ func pathSegment(s string, encoded bool) (string, error) {
 	return url.PathEscape(s), nil
 }
 
-// tree is a JSON value with templates in it.
-type tree struct {
-	kind   kind
-	text   template // isText
+// Tree is a JSON value with templates in it.
+type Tree struct {
+	Kind   kind
+	Text   Template // isText
 	scalar any      // isInt, isBool, isNull, isFloat: as encoding/json takes it
 	fields []treeField
-	items  []tree
+	items  []Tree
 }
 
 type treeField struct {
 	name  string
-	value tree
+	value Tree
 }
 
-// tree compiles n; bad is called for each template that is wrong.
-func (r *reader) tree(n *node, path string, ok names) tree {
-	t := tree{kind: n.kind}
+// Tree compiles n; bad is called for each template that is wrong.
+func (r *reader) tree(n *node, path string, ok names) Tree {
+	t := Tree{Kind: n.kind}
 	switch n.kind {
 	case isMap:
 		for _, f := range n.fields {
@@ -296,8 +296,8 @@ func (r *reader) tree(n *node, path string, ok names) tree {
 		for i, it := range n.items {
 			t.items = append(t.items, r.tree(it, fmt.Sprintf("%s[%d]", path, i), ok))
 		}
-	case isText:
-		t.text = r.template(n, path, n.text, ok)
+	case IsText:
+		t.Text = r.template(n, path, n.text, ok)
 	case isInt:
 		t.scalar = n.number
 	case isFloat:
@@ -312,8 +312,8 @@ func (r *reader) tree(n *node, path string, ok names) tree {
 	return t
 }
 
-// template compiles the text s of n, with a problem when it is wrong.
-func (r *reader) template(n *node, path, s string, ok names) template {
+// Template compiles the text s of n, with a problem when it is wrong.
+func (r *reader) template(n *node, path, s string, ok names) Template {
 	t, err := parseTemplate(s, ok)
 	if e := (*errTemplate)(nil); errors.As(err, &e) {
 		r.add(n, path, e.write, "%s", e.text)
@@ -321,16 +321,16 @@ func (r *reader) template(n *node, path, s string, ok names) template {
 	return t
 }
 
-// value renders t as a value for encoding/json. Values keep their type: what
+// Value renders t as a value for encoding/json. Values keep their type: what
 // is nothing but one name becomes the value itself. A field or item whose only
 // name has no value is left out.
-func (t tree) value(v values) (any, error) {
-	switch t.kind {
+func (t Tree) Value(v Values) (any, error) {
+	switch t.Kind {
 	case isMap:
 		out := make(map[string]any, len(t.fields))
 		for _, f := range t.fields {
-			x, err := f.value.value(v)
-			if errors.Is(err, errAbsent) {
+			x, err := f.value.Value(v)
+			if errors.Is(err, ErrAbsent) {
 				continue
 			}
 			if err != nil {
@@ -342,8 +342,8 @@ func (t tree) value(v values) (any, error) {
 	case isList:
 		out := make([]any, 0, len(t.items))
 		for _, it := range t.items {
-			x, err := it.value(v)
-			if errors.Is(err, errAbsent) {
+			x, err := it.Value(v)
+			if errors.Is(err, ErrAbsent) {
 				continue
 			}
 			if err != nil {
@@ -352,11 +352,47 @@ func (t tree) value(v values) (any, error) {
 			out = append(out, x)
 		}
 		return out, nil
-	case isText:
-		if p, ok := t.text.whole(); ok {
+	case IsText:
+		if p, ok := t.Text.Whole(); ok {
 			return p.value(v)
 		}
-		return t.text.text(v, nil)
+		return t.Text.Text(v, nil)
 	}
 	return t.scalar, nil
+}
+
+// Preview renders a path with what is not known in braces.
+func (t Template) Preview(v Values) string {
+	var b strings.Builder
+	for _, p := range t.pieces {
+		s, known := v[p.name].(string)
+		switch {
+		case p.name == "":
+			b.WriteString(p.text)
+		case known && s != "":
+			b.WriteString(url.PathEscape(s))
+		default:
+			b.WriteString("{" + p.name + "}")
+		}
+	}
+	return b.String()
+}
+
+// UsesAny reports whether a template of q uses one of names.
+func (q Request) UsesAny(names ...string) bool {
+	has := func(t Template) bool {
+		return slices.ContainsFunc(t.Uses(), func(u string) bool { return slices.Contains(names, u) })
+	}
+	for _, l := range [][]Named{q.Query, q.Header, q.Form} {
+		if slices.ContainsFunc(l, func(f Named) bool { return has(f.Value) }) {
+			return true
+		}
+	}
+	return has(q.Path) || q.JSON != nil && q.JSON.any(has)
+}
+
+func (t Tree) any(has func(Template) bool) bool {
+	return t.Kind == IsText && has(t.Text) ||
+		slices.ContainsFunc(t.fields, func(f treeField) bool { return f.value.any(has) }) ||
+		slices.ContainsFunc(t.items, func(i Tree) bool { return i.any(has) })
 }

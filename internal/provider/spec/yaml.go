@@ -1,4 +1,4 @@
-package recipe
+package spec
 
 import (
 	"cmp"
@@ -65,7 +65,7 @@ type kind string
 const (
 	isMap    kind = "a mapping"
 	isList   kind = "a list"
-	isText   kind = "text"
+	IsText   kind = "text"
 	isInt    kind = "a whole number"
 	isFloat  kind = "a number"
 	isBool   kind = "true or false"
@@ -178,9 +178,9 @@ func (r *reader) node(a ast.Node, path string, depth int) *node {
 			n.items = append(n.items, r.node(it, fmt.Sprintf("%s[%d]", path, i), depth+1))
 		}
 	case *ast.StringNode:
-		n.kind, n.text = isText, v.Value
+		n.kind, n.text = IsText, v.Value
 	case *ast.LiteralNode:
-		n.kind = isText
+		n.kind = IsText
 		if v.Value != nil {
 			n.text = v.Value.Value
 		}
@@ -342,7 +342,7 @@ func (o *object) text(name string) (string, *node) {
 
 func (r *reader) text(n *node, path string) string {
 	switch n.kind {
-	case isText, isInt, isFloat, isBool:
+	case IsText, isInt, isFloat, isBool:
 		return n.text
 	case isBroken:
 	default:

@@ -1,6 +1,7 @@
-package recipe_test
+package spec_test
 
 import (
+	_ "embed"
 	"errors"
 	"strings"
 	"testing"
@@ -8,45 +9,16 @@ import (
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/provider"
 	"github.com/keybaton/keybaton/internal/provider/recipe"
+	"github.com/keybaton/keybaton/internal/provider/spec"
 )
 
 // good is a whole recipe; cases change one line of it.
-const good = `recipe: 1
-id: acme
-vendor: {name: Acme}
-tested: doc
-params:
-  base_url: {type: url, default: https://api.acme.example}
-  team: {required: true}
-upstream: "{{param.base_url}}"
-credential:
-  parts:
-    - {name: key, secret: true, pattern: '^acme_'}
-  place: {in: header, name: Authorization, value: "Bearer {{key}}"}
-manager:
-  parts: [token]
-  place: {in: header, name: X-Token, value: "{{token}}"}
-create:
-  steps:
-    - request: {method: POST, path: "/teams/{{param.team}}/keys", json: {name: "{{name}}"}}
-      expect: {status: 201}
-      extract: {id: $.id, key: $.key}
-list:
-  request: {path: /keys}
-  items: $.keys
-  map: {id: $.id, name: $.name}
-probe:
-  request: {path: /me}
-  classify:
-    - {status: 200, is: valid}
-    - {status: 401, is: invalid}
-revoke:
-  request: {method: DELETE, path: "/keys/{{id}}"}
-  prove: {probe_is: invalid}
-`
+//
+//go:embed testdata/acme.yaml
+var good string
 
 func TestGoodRecipe(t *testing.T) {
-	r, err := recipe.Parse("acme.yaml", []byte(good))
+	r, err := spec.Parse("acme.yaml", []byte(good))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +95,7 @@ func TestProblemsSayWhereAndWhatToWrite(t *testing.T) {
 			if src == good {
 				t.Fatal("the case changes nothing")
 			}
-			_, err := recipe.Parse("acme.yaml", []byte(src))
+			_, err := spec.Parse("acme.yaml", []byte(src))
 			if err == nil {
 				t.Fatal("it parses")
 			}
@@ -137,8 +109,8 @@ func TestProblemsSayWhereAndWhatToWrite(t *testing.T) {
 // Every problem has a place, and one run finds them all.
 func TestAllProblemsAtOnce(t *testing.T) {
 	src := strings.NewReplacer("recipe: 1", "recipe: 3", "tested: doc", "tested: no", "{{id}}", "{{nope}}", "status: 201", "status: 7").Replace(good)
-	_, err := recipe.Parse("x.yaml", []byte(src))
-	var pe *recipe.ParseError
+	_, err := spec.Parse("x.yaml", []byte(src))
+	var pe *spec.ParseError
 	if !errors.As(err, &pe) || len(pe.Problems) != 4 {
 		t.Fatalf("%v", err)
 	}
@@ -157,7 +129,7 @@ func TestOddFiles(t *testing.T) {
 		"deep": strings.Repeat("[", 5000), "deep map": "recipe: " + strings.Repeat("{a: ", 200) + "1" + strings.Repeat("}", 200),
 		"long": strings.Repeat("#", 300<<10), "binary": "\x00\x01\xff",
 	} {
-		if _, err := recipe.Parse("x.yaml", []byte(src)); !errors.Is(err, key.ErrInvalid) {
+		if _, err := spec.Parse("x.yaml", []byte(src)); !errors.Is(err, key.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -172,9 +144,9 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(strings.Replace(good, old, "{{a|b}}|", 1)))
 	}
 	f.Fuzz(func(t *testing.T, src []byte) {
-		r, err := recipe.Parse("fuzz.yaml", src)
+		r, err := spec.Parse("fuzz.yaml", src)
 		if err != nil {
-			var pe *recipe.ParseError
+			var pe *spec.ParseError
 			if !errors.As(err, &pe) || len(pe.Problems) == 0 {
 				t.Fatalf("an error of no problem: %v", err)
 			}
@@ -196,7 +168,7 @@ func FuzzTemplate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		quoted := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\r", `\r`, "\t", `\t`).Replace(s) + `"`
 		src := strings.Replace(good, `"{{name}}"`, quoted, 1)
-		_, err := recipe.Parse("fuzz.yaml", []byte(src))
+		_, err := spec.Parse("fuzz.yaml", []byte(src))
 		if err == nil && strings.Count(s, "{{") != strings.Count(s, "}}") {
 			t.Errorf("%q parses", s)
 		}

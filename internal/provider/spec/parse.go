@@ -1,4 +1,4 @@
-package recipe
+package spec
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ func Parse(name string, src []byte) (*Recipe, error) {
 	if top == nil {
 		return nil, r.err(name)
 	}
-	p := &parsing{reader: r, rec: &Recipe{urlParam: map[string]bool{}, generate: map[string]generate{}}}
+	p := &parsing{reader: r, rec: &Recipe{urlParam: map[string]bool{}, Generate: map[string]generate{}}}
 	p.all(r.object(top, ""))
 	if err := r.err(name); err != nil {
 		return nil, err
@@ -34,7 +34,6 @@ type parsing struct {
 	*reader
 	rec  *Recipe
 	base names
-	made names // what the steps of a creation have extracted
 }
 
 var idRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -71,12 +70,12 @@ func (p *parsing) all(o *object) {
 	p.describe(o.object("describe"))
 	p.create(o)
 	p.list(o.object("list"))
-	rec.rules = p.rules(o.list("classify"), "classify")
+	rec.Rules = p.rules(o.list("classify"), "classify")
 	for i, n := range o.list("fallback_on") {
 		if n.kind != isInt || n.number < 400 || n.number > 599 {
 			p.add(n, fmt.Sprintf("fallback_on[%d]", i), "a status from 400 to 599", "%q does not fit", n.text)
 		}
-		rec.fallback = append(rec.fallback, int(n.number))
+		rec.Fallback = append(rec.Fallback, int(n.number))
 	}
 	p.probe(o.object("probe"))
 	p.times(o)
@@ -131,7 +130,7 @@ func (p *parsing) params(o *object) {
 		if d := c.get("default"); d != nil && p.rec.urlParam[f.name] && !isBase(prm.Default) {
 			p.add(d, join(at, "default"), "a URL such as https://api.example.com", "%q is no URL of a host", prm.Default)
 		}
-		p.rec.params = append(p.rec.params, prm)
+		p.rec.Params = append(p.rec.Params, prm)
 	}
 }
 
@@ -142,7 +141,7 @@ func (p *parsing) credential(top *object) {
 		if !slices.ContainsFunc(top.n.fields, func(f field) bool { return f.name == "credential" }) {
 			p.add(top.n, "credential", "credential: {parts: [{name: key, secret: true}], place: …}", "this field is missing")
 		}
-		rec.parts = []part{{name: "key", secret: true}}
+		rec.Parts = []Part{{Name: "key", Secret: true}}
 		return
 	}
 	secrets := 0
@@ -152,57 +151,57 @@ func (p *parsing) credential(top *object) {
 		if c == nil {
 			continue
 		}
-		pt := part{secret: c.flag("secret", true)}
+		pt := Part{Secret: c.flag("secret", true)}
 		s, n := c.text("name")
 		switch {
-		case n == nil || !wordRE.MatchString(s) || s == "id" && pt.secret:
+		case n == nil || !wordRE.MatchString(s) || s == "id" && pt.Secret:
 			p.add(it, join(at, "name"), "a name of a-z, 0-9 and '_' such as key", "%q is no name of a part", s)
-		case slices.ContainsFunc(rec.parts, func(x part) bool { return x.name == s }):
+		case slices.ContainsFunc(rec.Parts, func(x Part) bool { return x.Name == s }):
 			p.add(n, join(at, "name"), "each part once", "%q is there twice", s)
 		}
-		pt.name = s
+		pt.Name = s
 		if pat, pn := c.text("pattern"); pn != nil {
 			if _, err := regexp.Compile(pat); err != nil {
 				p.add(pn, join(at, "pattern"), "an RE2 regular expression", "%q does not compile", pat)
 			}
-			pt.pattern = pat
+			pt.Pattern = pat
 		}
-		pt.minLen = c.number("min_len", 1, 4096)
+		pt.MinLen = c.number("min_len", 1, 4096)
 		c.done()
-		if pt.secret {
+		if pt.Secret {
 			secrets++
 		}
-		rec.parts = append(rec.parts, pt)
+		rec.Parts = append(rec.Parts, pt)
 	}
-	if len(rec.parts) == 0 { // none were said, or none could be read
-		rec.parts = []part{{name: "key", secret: true}}
+	if len(rec.Parts) == 0 { // none were said, or none could be read
+		rec.Parts = []Part{{Name: "key", Secret: true}}
 	} else if secrets == 0 {
 		p.add(o.n, o.at("parts"), "secret: true on the part that is secret", "no part is secret")
 	}
 	if s, n := o.text("id"); n != nil {
-		i := slices.IndexFunc(rec.parts, func(x part) bool { return x.name == s })
+		i := slices.IndexFunc(rec.Parts, func(x Part) bool { return x.Name == s })
 		switch {
 		case i < 0:
 			p.add(n, o.at("id"), "the name of a part, or leave it out", "there is no part %q", s)
-		case rec.parts[i].secret:
+		case rec.Parts[i].Secret:
 			p.add(n, o.at("id"), "a part with secret: false", "part %q is secret, and ids are not", s)
 		}
-		rec.idPart = s
+		rec.IDPart = s
 	}
-	rec.place, _ = p.place(o, rec.partNames())
+	rec.Place, _ = p.place(o, rec.PartNames())
 	o.done()
 }
 
-// partNames returns the names of the parts of a key.
-func (r *Recipe) partNames() []string {
-	out := make([]string, len(r.parts))
-	for i, pt := range r.parts {
-		out[i] = pt.name
+// PartNames returns the names of the parts of a key.
+func (r *Recipe) PartNames() []string {
+	out := make([]string, len(r.Parts))
+	for i, pt := range r.Parts {
+		out[i] = pt.Name
 	}
 	return out
 }
 
-// place reads the field place of o: where a key of parts rides.
+// Place reads the field place of o: where a key of parts rides.
 func (p *parsing) place(o *object, parts []string) (key.Place, call.Place) {
 	n := o.need("place", `place: {in: header, name: Authorization, value: "Bearer {{`+parts[0]+`}}"}`)
 	if n == nil {
@@ -243,23 +242,23 @@ func (p *parsing) upstream(o *object) {
 		p.add(o.n, "upstream", "upstream: https://api.example.com", "this field is missing")
 		return
 	}
-	p.rec.upstream = p.baseURL(n, "upstream", s)
+	p.rec.Upstream = p.baseURL(n, "upstream", s)
 }
 
 // baseURL compiles the address of a host with params in it.
-func (p *parsing) baseURL(n *node, path, s string) template {
+func (p *parsing) baseURL(n *node, path, s string) Template {
 	before := len(p.problems)
 	t := p.template(n, path, s, p.base)
 	if len(p.problems) > before {
 		return t
 	}
-	if _, only := t.whole(); only {
+	if _, only := t.Whole(); only {
 		if name := strings.TrimPrefix(t.pieces[0].name, "param."); !p.rec.urlParam[name] {
 			p.add(n, path, "type: url at the param "+name, "the param is the whole address, and is no URL")
 		}
 		return t
 	}
-	probe, err := t.text(p.example(), nil)
+	probe, err := t.Text(p.example(), nil)
 	if err != nil || !isBase(probe) {
 		p.add(n, path, "https://host or https://host/prefix", "%q is no URL of a host", s)
 	}
@@ -273,8 +272,8 @@ func isBase(s string) bool {
 }
 
 // example gives every param a harmless value.
-func (p *parsing) example() values {
-	v := values{}
+func (p *parsing) example() Values {
+	v := Values{}
 	for n := range p.base {
 		v[n] = "x"
 		if p.rec.urlParam[strings.TrimPrefix(n, "param.")] {
@@ -285,24 +284,24 @@ func (p *parsing) example() values {
 }
 
 func (p *parsing) manager(o *object) {
-	m := &p.rec.manager
-	m.base = p.rec.upstream
+	m := &p.rec.Manager
+	m.Base = p.rec.Upstream
 	if o == nil {
 		return
 	}
-	m.wanted = o.choice("wanted", "required", "required", "self")
-	m.parts = o.texts("parts")
-	if len(m.parts) == 0 {
-		m.parts = []string{"key"}
+	m.Wanted = o.choice("wanted", "required", "required", "self")
+	m.Parts = o.texts("parts")
+	if len(m.Parts) == 0 {
+		m.Parts = []string{"key"}
 	}
-	for i, s := range m.parts {
+	for i, s := range m.Parts {
 		if !wordRE.MatchString(s) {
 			p.add(o.get("parts"), fmt.Sprintf("%s[%d]", o.at("parts"), i), "a name such as key", "%q is no name of a part", s)
 		}
 	}
-	_, m.place = p.place(o, m.parts)
+	_, m.Place = p.place(o, m.Parts)
 	if s, n := o.text("base"); n != nil {
-		m.base = p.baseURL(n, o.at("base"), s)
+		m.Base = p.baseURL(n, o.at("base"), s)
 	}
 	o.texts("scopes") // for people who make the manager key
 	o.done()
@@ -312,20 +311,20 @@ func (p *parsing) limits(o *object) {
 	if o == nil {
 		return
 	}
-	l := &p.rec.limits
-	l.max = o.number("max_active", 1, 1_000_000)
-	l.nameMax = o.number("name_max", 16, 4096)
+	l := &p.rec.Limits
+	l.Max = o.number("max_active", 1, 1_000_000)
+	l.NameMax = o.number("name_max", 16, 4096)
 	o.flag("name_unique", false) // labels are unique anyway; for people
 	if s, n := o.text("name_charset"); n != nil {
 		re, err := regexp.Compile("[^" + s + "]")
 		if err != nil || strings.ContainsAny(s, "[]^") || re.MatchString("a") || re.MatchString("0") {
 			p.add(n, o.at("name_charset"), "the inside of a character class with a-z and 0-9 in it, such as a-z0-9_-", "%q does not fit", s)
 		} else {
-			l.charset = re
+			l.Charset = re
 		}
 	}
 	if n := o.get("full"); n != nil {
-		l.full = p.condition(n, o.at("full"))
+		l.Full = p.condition(n, o.at("full"))
 	}
 	o.done()
 }
@@ -344,7 +343,7 @@ func (p *parsing) generate(o *object) {
 	}
 	for _, f := range o.n.fields {
 		at := o.at(f.name)
-		if !slices.ContainsFunc(p.rec.parts, func(x part) bool { return x.name == f.name && x.secret }) {
+		if !slices.ContainsFunc(p.rec.Parts, func(x Part) bool { return x.Name == f.name && x.Secret }) {
 			p.add(&node{line: f.line, col: f.col}, at, "the name of a secret part", "there is no secret part %q", f.name)
 			continue
 		}
@@ -368,7 +367,7 @@ func (p *parsing) generate(o *object) {
 			g.classes = []string{"lower", "upper", "digit"}
 		}
 		c.done()
-		p.rec.generate[f.name] = g
+		p.rec.Generate[f.name] = g
 	}
 }
 
@@ -376,7 +375,7 @@ func (p *parsing) life(o *object) {
 	if o == nil {
 		return
 	}
-	p.rec.life = o.duration("default")
+	p.rec.Life = o.duration("default")
 	o.done()
 }
 
@@ -387,15 +386,15 @@ func (p *parsing) human(o, top *object) {
 		}
 		return
 	}
-	h := &p.rec.human
-	h.create, h.revoke = o.texts("create"), o.texts("revoke")
+	h := &p.rec.Human
+	h.Create, h.Revoke = o.texts("create"), o.texts("revoke")
 	if s, n := o.text("url"); n != nil {
 		if u, err := url.Parse(s); err != nil || u.Scheme != "https" || u.Host == "" {
 			p.add(n, o.at("url"), "a URL that begins with https://", "%q is no URL", s)
 		}
-		h.url = s
+		h.URL = s
 	}
-	if p.rec.Shape == Human && len(h.create) == 0 {
+	if p.rec.Shape == Human && len(h.Create) == 0 {
 		p.add(o.n, o.at("create"), "create: and the steps, each behind a dash", "this field is missing")
 	}
 	o.done()
