@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -181,6 +180,13 @@ func (m *memory) actions() []string {
 		out = append(out, e.Action)
 	}
 	return out
+}
+
+// asked returns what is asked for, and how often the credential was touched.
+func (m *memory) asked() ([]evidence.Ask, int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.asks), m.touched
 }
 
 // channel takes what it is sent, or answers with fail.
@@ -455,8 +461,8 @@ func TestAsks(t *testing.T) {
 			wait(1500 * time.Millisecond)
 			refuse(m)
 			wait(time.Second)
-			if want := []evidence.Ask{{Version: version(2), OK: 6}}; !reflect.DeepEqual(m.asks, want) || m.touched != 1 {
-				t.Fatalf("asks for %+v (touched %d)", m.asks, m.touched)
+			if got, n := m.asked(); !slices.Equal(got, []evidence.Ask{{Version: version(2), OK: 6}}) || n != 1 {
+				t.Errorf("asks for %+v (touched %d)", got, n)
 			}
 			stop()
 			stop = start(t, m, nil)
@@ -464,13 +470,13 @@ func TestAsks(t *testing.T) {
 				m.use(2, func(u *evidence.Use) { u.Live.OK++ })
 				wait(time.Second)
 			}
-			if m.touched != 1 {
-				t.Errorf("touched %d times", m.touched)
+			if _, n := m.asked(); n != 1 {
+				t.Errorf("touched %d times", n)
 			}
 			wait(time.Minute)
 			stop()
-			if len(m.asks) != 0 || m.touched != 2 || !slices.Equal(m.actions(), []string{"detect.asked", "detect.asked"}) {
-				t.Errorf("afterwards it asks for %+v (touched %d), with %q", m.asks, m.touched, m.actions())
+			if got, n := m.asked(); len(got) != 0 || n != 2 || !slices.Equal(m.actions(), []string{"detect.asked", "detect.asked"}) {
+				t.Errorf("afterwards it asks for %+v (touched %d), with %q", got, n, m.actions())
 			}
 		})
 	})
@@ -484,8 +490,8 @@ func TestAsks(t *testing.T) {
 			refuse(m)
 			wait(2 * time.Minute)
 			stop()
-			if !reflect.DeepEqual(m.asks, theirs) || m.touched != 0 {
-				t.Errorf("asks for %+v (touched %d)", m.asks, m.touched)
+			if got, n := m.asked(); !slices.Equal(got, theirs) || n != 0 {
+				t.Errorf("asks for %+v (touched %d)", got, n)
 			}
 		})
 	})
