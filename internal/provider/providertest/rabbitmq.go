@@ -165,7 +165,7 @@ func (b *broker) command(name string, args ...string) *exec.Cmd {
 	c := exec.Command(name, args...) //nolint:gosec // fixed names
 	c.Env, c.Dir = b.environment(), b.dir
 	c.Stdout, c.Stderr = &b.out, &b.out
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	c.SysProcAttr = ownGroup()
 	c.WaitDelay = time.Second
 	return c
 }
