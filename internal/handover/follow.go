@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/keybaton/keybaton/internal/access"
 	"github.com/keybaton/keybaton/internal/evidence"
@@ -119,6 +120,9 @@ func (d *Desk) hold(ctx context.Context, s *snapshot, by access.Principal, boot 
 		if err := still(tx, s); err != nil {
 			return err
 		}
+		if err := alive(tx, by.Name, boot); err != nil {
+			return err
+		}
 		holds = slices.Clone(missing)
 		for i := range holds {
 			holds[i].Since = tx.Now()
@@ -184,8 +188,8 @@ func sender(by access.Principal, consumer, boot string) error {
 }
 
 // Ack takes a consumer's promise: the holds that it lets go of are removed,
-// those of a process that it replaces become its own. It fails with
-// [key.ErrStale] for a revision that the store has not reached, and with
+// those of a process that it replaces become its own, and that process is not
+// listened to any more. It fails with [key.ErrStale] for a revision that the store has not reached, and with
 // [key.ErrDenied] for the word of another consumer. Taking one twice, or an
 // older one after a newer one, changes nothing.
 //
@@ -195,6 +199,11 @@ func sender(by access.Principal, consumer, boot string) error {
 func (d *Desk) Ack(ctx context.Context, by access.Principal, a evidence.Ack) error {
 	if err := sender(by, a.Consumer, a.Boot); err != nil {
 		return err
+	}
+	if a.Replaces != "" {
+		if err := checkBoot(a.Replaces); err != nil {
+			return err
+		}
 	}
 	if len(a.Pinned) > maxPinned || a.Replaces == a.Boot {
 		return fmt.Errorf("%w: the acknowledgement cannot be right", key.ErrInvalid)
@@ -219,6 +228,40 @@ func (d *Desk) Ack(ctx context.Context, by access.Principal, a evidence.Ack) err
 	return nil
 }
 
+// maxReplaced bounds how many processes of a consumer are known to be gone. It
+// is far more than can have messages on the way.
+const maxReplaced = 64
+
+// replaced returns the processes of a consumer that others have taken over.
+func replaced(tx store.Tx, consumer string) ([]string, error) {
+	v, err := tx.Setting("handover/replaced/" + consumer)
+	return strings.Fields(v), err
+}
+
+// alive fails for a process that was taken over: it is gone, so this is a late
+// message of it. What it would record would never be let go of.
+func alive(tx store.Tx, consumer, boot string) error {
+	gone, err := replaced(tx, consumer)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(gone, boot) {
+		return key.WithHint(fmt.Errorf("%w: another process of %q has taken over from %s", key.ErrConflict, consumer, boot),
+			"restart this one, with a cache file of its own")
+	}
+	return nil
+}
+
+// bury notes that the process boot is gone.
+func bury(tx store.Tx, consumer, boot string) error {
+	gone, err := replaced(tx, consumer)
+	if err != nil || slices.Contains(gone, boot) {
+		return err
+	}
+	gone = append(gone, boot)
+	return tx.PutSetting("handover/replaced/"+consumer, strings.Join(gone[max(0, len(gone)-maxReplaced):], " "))
+}
+
 // acknowledge returns the credentials about which something is new.
 func acknowledge(tx store.Tx, s *snapshot, by access.Principal, a evidence.Ack) ([]key.CredentialID, error) {
 	rev, err := tx.Revision()
@@ -228,6 +271,14 @@ func acknowledge(tx store.Tx, s *snapshot, by access.Principal, a evidence.Ack) 
 	if a.Revision.Compare(rev) > 0 {
 		return nil, key.WithHint(fmt.Errorf("%w: revision %s is acknowledged, and the store is at %s", key.ErrStale, a.Revision, rev),
 			"if the store was restored from a backup, restore it with keybaton restore, which begins a new epoch")
+	}
+	if err := alive(tx, by.Name, a.Boot); err != nil {
+		return nil, err
+	}
+	if a.Replaces != "" {
+		if err := bury(tx, by.Name, a.Replaces); err != nil {
+			return nil, err
+		}
 	}
 	boots, err := tx.Boots(by.Name)
 	if err != nil {
@@ -355,6 +406,9 @@ func (d *Desk) Report(ctx context.Context, by access.Principal, r evidence.Repor
 	r.Uses = slices.DeleteFunc(slices.Clone(r.Uses), func(u evidence.Use) bool { return !granted(by.Grants, u.Version.Credential) })
 	r.Answers = slices.DeleteFunc(slices.Clone(r.Answers), func(a evidence.Answers) bool { return !granted(by.Grants, a.Credential) })
 	err := d.writes.observe(ctx, func(tx store.Tx) error {
+		if err := alive(tx, by.Name, r.Boot); err != nil {
+			return err
+		}
 		boots, err := tx.Boots(by.Name)
 		if err != nil {
 			return err

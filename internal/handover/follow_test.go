@@ -254,6 +254,39 @@ func TestAcknowledgementLetsGo(t *testing.T) {
 	if got := h.held("gw", "b"); !slices.Equal(got, []string{"a/prod@v2", "b/prod@v1"}) {
 		t.Fatalf("unpinned: %v", got)
 	}
+	// Nor does a late one unpin.
+	r1 := h.install(id, 3, 0)
+	h.install(other, 2, 1)
+	f3 := h.frame(gw, "b", f2.Revision)
+	h.ack(gw, evidence.Ack{Boot: "b", Revision: f3.Revision, Pinned: []key.VersionID{at(id, 2)}})
+	h.ack(gw, evidence.Ack{Boot: "b", Revision: r1})
+	if got := h.held("gw", "b"); !slices.Contains(got, "a/prod@v2") {
+		t.Fatalf("a late acknowledgement unpinned: %v", got)
+	}
+}
+
+// After a restore nothing that was acknowledged before counts: what the store
+// says of that time may not be what was handed out then.
+func TestAcknowledgementOfAnotherEpochLetsNothingGo(t *testing.T) {
+	h := newHouse(t)
+	id := cred("a", "prod")
+	gw := gateway("gw", grant("*", "*"))
+	h.install(id, 1, 0)
+	f := h.frame(gw, "b", key.Revision{})
+	rev := h.install(id, 2, 0)
+	h.reopen(true)
+	h.ack(gw, evidence.Ack{Boot: "b", Revision: key.Revision{Epoch: rev.Epoch, Number: rev.Number + 10}})
+	if got := h.held("gw", "b"); !slices.Equal(got, []string{"a/prod@v1"}) {
+		t.Fatalf("held: %v", got)
+	}
+	g := h.frame(gw, "b", f.Revision)
+	if !g.Full || g.Revision.Epoch <= rev.Epoch {
+		t.Fatalf("frame %v, full %v", g.Revision, g.Full)
+	}
+	h.ack(gw, evidence.Ack{Boot: "b", Revision: g.Revision})
+	if got := h.held("gw", "b"); !slices.Equal(got, []string{"a/prod@v2"}) {
+		t.Fatalf("held: %v", got)
+	}
 }
 
 // A version leaves its slot and comes back while an acknowledgement of the time
@@ -378,6 +411,18 @@ func TestReplacedProcessIsGone(t *testing.T) {
 		t.Fatal("a new process got a difference")
 	}
 	h.ack(gw, evidence.Ack{Boot: "new", Replaces: "old", Revision: f.Revision})
+	// Late messages of the old one are refused: they would never be let go of.
+	_, err := h.desk.Frame(t.Context(), gw, "old", key.Revision{})
+	errs := []error{err, h.desk.Ack(t.Context(), gw, evidence.Ack{Boot: "old", Revision: f.Revision}),
+		h.desk.Report(t.Context(), gw, evidence.Report{Boot: "old", Seq: 1})}
+	for _, err := range errs {
+		if !errors.Is(err, key.ErrConflict) {
+			t.Fatalf("a late message was taken: %v", err)
+		}
+	}
+	if len(h.held("gw", "old")) != 0 || len(h.boots("gw")) != 1 {
+		t.Fatalf("it left %v, %+v", h.held("gw", "old"), h.boots("gw"))
+	}
 	if got := h.held("gw", "new"); !slices.Equal(got, []string{"a/prod@v2", "b/prod@v1"}) {
 		t.Fatalf("the new process holds %v", got)
 	}

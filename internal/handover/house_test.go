@@ -60,17 +60,15 @@ type house struct {
 	ring  *seal.Keyring
 	desk  *handover.Desk
 	clock *clock
+	path  string
+
+	reopen func(newEpoch bool) // as after a restart, or after a restore
 }
 
 func newHouse(t testing.TB) *house {
 	t.Helper()
 	dir := t.TempDir()
 	c := &clock{t: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
-	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "data", "keybaton.db"), sqlite.Options{Now: c.now})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
 	path := filepath.Join(dir, "master.key")
 	if err := os.WriteFile(path, []byte(base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{5}, 32))), 0o600); err != nil {
 		t.Fatal(err)
@@ -79,9 +77,25 @@ func newHouse(t testing.TB) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, store: s, ring: seal.New(m, dataKeys{s}), clock: c}
-	h.desk = h.newDesk(s)
+	h := &house{t: t, clock: c, path: filepath.Join(dir, "data", "keybaton.db")}
+	t.Cleanup(func() { _ = h.store.Close() })
+	h.open(m, false)
+	h.reopen = func(newEpoch bool) {
+		_ = h.store.Close()
+		h.open(m, newEpoch)
+	}
 	return h
+}
+
+// open opens the store, with a keyring and a desk that know nothing yet.
+func (h *house) open(m *seal.Master, newEpoch bool) {
+	h.t.Helper()
+	s, err := sqlite.Open(h.t.Context(), h.path, sqlite.Options{Now: h.clock.now, NewEpoch: newEpoch})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.store, h.ring = s, seal.New(m, dataKeys{s})
+	h.desk = h.newDesk(s)
 }
 
 // newDesk returns another server's desk.

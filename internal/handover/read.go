@@ -167,15 +167,11 @@ func (d *Desk) holdForReader(ctx context.Context, s *snapshot, e *entry, by acce
 		}
 		for _, v := range e.handed(pair) {
 			h := evidence.Hold{Consumer: by.Name, Kind: key.KindReader, Version: v.ID, Revision: s.revision, Since: tx.Now()}
-			t, known := e.term(holder{by.Name, "", v.ID.Number})
-			if known {
+			if t, known := e.term(holder{by.Name, "", v.ID.Number}); known {
 				h.Since = t.since
 			}
 			if by.Refresh > 0 {
-				h.Until = tx.Now().Add(by.Refresh + slack(by.Refresh))
-				if t.until.After(h.Until) { // a longer interval was declared before
-					h.Until = t.until
-				}
+				h.Until = tx.Now().Add(by.Refresh + slack(by.Refresh)) // later than the one that does not cover
 			} else {
 				h.Unbound = true
 			}
