@@ -95,6 +95,9 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 		return nil, err
 	}
 	a.spawn(func() { _ = a.engine.Run(run) })
+	if err := a.startNotifier(run); err != nil {
+		return nil, err
+	}
 	a.serve(a.api, a.handler)
 	if a.gw != nil {
 		if err := a.startGateway(ctx, run); err != nil {
@@ -197,8 +200,11 @@ func (a *App) listen() error {
 
 // serve answers at l until the server stops.
 func (a *App) serve(l net.Listener, h http.Handler) {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
+	a.serveWith(l, &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10})
+}
+
+func (a *App) serveWith(l net.Listener, s *http.Server) {
+	s.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
 	a.servers = append(a.servers, s)
 	a.spawn(func() {
 		if err := s.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {

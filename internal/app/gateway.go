@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"net/http"
 	"path/filepath"
 	"time"
 
@@ -75,17 +74,12 @@ func (a *App) startGateway(ctx, run context.Context) error {
 			a.log.Error("gateway line", "error", err)
 		}
 	})
-	probes := http.DefaultTransport.(*http.Transport).Clone()
-	probes.Proxy = nil
-	a.spawn(func() {
-		a.core.RunProbes(run, probes)
-		probes.CloseIdleConnections()
-	})
+	a.spawn(func() { a.core.RunProbes(run, h.Vendors()) })
 	select {
 	case <-first:
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the gateway's first keys: %w", ctx.Err())
 	}
-	a.serve(a.gw, h)
+	a.serveWith(a.gw, h.Server())
 	return nil
 }

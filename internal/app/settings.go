@@ -15,6 +15,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/secret"
 )
 
 // The defaults of a server.
@@ -35,9 +36,10 @@ type Settings struct {
 	CertFile, KeyFile string // TLS for both addresses
 	InsecureHTTP      bool   // plain HTTP off loopback
 
-	Webhooks []string  // URLs that alerts are posted to
-	Alerts   io.Writer // where alerts are printed; nil: nowhere
-	Log      *slog.Logger
+	Webhooks      []secret.Value // URLs that alerts are posted to
+	WebhookSecret secret.Value   // signs what is posted; empty: it is not signed
+	Alerts        io.Writer      // where alerts are printed; nil: nowhere
+	Log           *slog.Logger
 
 	// For tests and the demo.
 	Now       func() time.Time
