@@ -26,7 +26,7 @@ func TestCheckRoles(t *testing.T) {
 	}{
 		{access.RoleViewer, "", []access.Verb{access.See}},
 		{access.RoleOperator, "", []access.Verb{access.See, access.Operate}},
-		{access.RoleAdmin, "", []access.Verb{access.See, access.Operate, access.Manage, access.Read}},
+		{access.RoleAdmin, "", []access.Verb{access.See, access.Operate, access.Manage}},
 		{access.RoleConsumer, key.KindReader, []access.Verb{access.Call, access.Read}},
 		{access.RoleConsumer, key.KindClient, []access.Verb{access.Call, access.Read, access.Follow}},
 		{access.RoleGateway, key.KindGateway, []access.Verb{access.Follow}},
