@@ -49,7 +49,7 @@ func (s *screen) line(text string) {
 
 func (s *screen) title(title, sub string) {
 	s.line("")
-	s.line("  " + s.paint(bold, title))
+	s.line("  " + s.paint(bold, "Keybaton demo") + "  " + title)
 	s.line("  " + s.paint(dim, sub))
 	s.line("")
 }
@@ -138,10 +138,11 @@ func (s *screen) trafficLines(t *traffic) []string {
 		failed = s.paint(green, failed)
 	}
 	line := fmt.Sprintf("  requests %s   %s   fallbacks %d", thousands(t.requests.Load()), failed, t.fallbacks.Load())
-	glyphs, colors := []string{"█", "▓", "▒", "░"}, []string{cyan, green, yellow, dim}
+	// Versions take turns, so that a version keeps its look while others come and go.
+	glyphs, colors := []string{"█", "▓", "▒"}, []string{cyan, green, yellow}
 	bar, legend := "", ""
-	for i, sh := range t.shares() {
-		g, c := glyphs[sh.version%len(glyphs)], colors[i%len(colors)]
+	for _, sh := range t.shares() {
+		g, c := glyphs[sh.version%len(glyphs)], colors[sh.version%len(colors)]
 		bar += s.paint(c, strings.Repeat(g, int(sh.part*barWidth+0.5)))
 		legend += fmt.Sprintf("   %s v%d %.0f %%", s.paint(c, g), sh.version, 100*sh.part)
 	}
@@ -171,7 +172,7 @@ func (s *screen) lines(r api.Rotation, t *traffic) {
 			text = fmt.Sprintf("done in %.1f s: %s", st.Ended.Sub(st.Started).Seconds(), st.Gate)
 		case api.StepCurrent:
 			if text = "begins"; r.Gate.Reason != "" {
-				text = "waits: " + strings.TrimRight(r.Gate.Reason, "0123456789 of")
+				text = "waits: " + r.Gate.Reason
 			}
 		}
 		if text == "" || s.said[st.Name] == text {
@@ -193,6 +194,7 @@ func (s *screen) alert(a api.Alert, after time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.settle()
+	s.line("")
 	s.line(fmt.Sprintf("  %s %s/%s v%d: %s, %d ms after it was revoked", s.paint(red, "ALERT"), a.Service, a.Environment, a.Version, a.Error, after.Milliseconds()))
 	s.line("        " + a.Cause)
 	s.line("        fix: " + s.paint(bold, a.Fix))

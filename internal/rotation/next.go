@@ -333,6 +333,12 @@ func following(r Rotation, f Facts, now time.Time) (string, []string) {
 	if len(missing) > 0 {
 		return fmt.Sprintf("%d of %d consumers have acknowledged", len(all)-len(missing), len(all)), missing
 	}
+	switch len(all) {
+	case 0:
+		return "no consumer holds it", nil
+	case 1:
+		return all[0].Consumer + " has acknowledged", nil
+	}
 	return fmt.Sprintf("all %d consumers have acknowledged", len(all)), nil
 }
 
@@ -389,6 +395,9 @@ func distributing(r Rotation, f Facts, now time.Time) (Action, Gate) {
 			})
 		}
 		return closed(Gate{Reason: fmt.Sprintf("%d of %d gateways have seen it work", len(ws)-len(missing), len(ws)), Missing: missing})
+	}
+	if len(ws) == 0 {
+		return act(DoPromote, r.To, reason)
 	}
 	return act(DoPromote, r.To, fmt.Sprintf("%s; %d of %d gateways have seen %s work", reason, len(ws), len(ws), r.To))
 }
@@ -460,7 +469,7 @@ func quieting(r Rotation, f Facts, old key.Number, now time.Time) (Action, Gate)
 	if len(missing) > 0 {
 		return closed(Gate{Reason: fmt.Sprintf("%s must be unused for %s", old, quiet), Missing: missing})
 	}
-	return act(DoEmpty, old, fmt.Sprintf("%s unused for %s at all %d consumers", old, quiet, n))
+	return act(DoEmpty, old, fmt.Sprintf("%s unused for %s at every consumer that holds it (%d)", old, quiet, n))
 }
 
 func retiring(r Rotation, f Facts) (Action, Gate) {
