@@ -37,12 +37,13 @@ var errSeen = errors.New("seen")
 // follower shows one rotation as it goes.
 type follower struct {
 	*session
-	id    string
-	last  api.Rotation
-	seen  bool
-	said  map[string]string // step to the line that was said last
-	when  map[string]time.Time
-	begun bool
+	id      string
+	last    api.Rotation
+	seen    bool              // last is set
+	present bool              // the present stream told of it
+	said    map[string]string // step to the line that was said last
+	when    map[string]time.Time
+	begun   bool
 }
 
 // follow shows the rotation until it is over, waits for a person, or timeout
@@ -56,6 +57,7 @@ func (s *session) follow(ctx context.Context, c *client.Client, id client.Creden
 	f := &follower{session: s, id: rotation, said: map[string]string{}, when: map[string]time.Time{}}
 	wait, lost := retryFirst, time.Time{}
 	for {
+		f.present = false
 		err := c.Events(ctx, client.Filter(id), func(e api.Event) error {
 			wait, lost = retryFirst, time.Time{}
 			return f.take(ctx, c, e)
@@ -65,33 +67,30 @@ func (s *session) follow(ctx context.Context, c *client.Client, id client.Creden
 			return f.verdict(id)
 		case ctx.Err() != nil:
 			return f.unfinished(id)
-		case err != nil && !client.IsCode(err, client.CodeUnreachable):
+		case err == nil: // streams end now and then
+		case !client.IsCode(err, client.CodeUnreachable):
 			return err
-		case err != nil:
-			// The rotation runs on the server whether we look or not.
-			if lost.IsZero() {
-				lost = s.io.Now()
-				s.remark("the server does not answer; trying again")
-				s.drawn = 0
-			} else if s.io.Now().Sub(lost) > giveUp {
-				return err
-			}
-			t := time.NewTimer(wait)
-			select {
-			case <-ctx.Done():
-				t.Stop()
-				return f.unfinished(id)
-			case <-t.C:
-			}
-			wait = min(2*wait, retryMost)
+		case lost.IsZero(): // the rotation runs on the server whether we look or not
+			lost, s.drawn = s.io.Now(), 0
+			s.remark("the server does not answer; trying again")
+		case s.io.Now().Sub(lost) > giveUp:
+			return err
 		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return f.unfinished(id)
+		case <-t.C:
+		}
+		wait = min(2*wait, retryMost)
 	}
 }
 
 // take handles one event; errSeen ends the stream.
 func (f *follower) take(ctx context.Context, c *client.Client, e api.Event) error {
-	if e.Kind == api.EventReady && !f.seen {
-		// It ended before the stream began.
+	if e.Kind == api.EventReady && !f.present {
+		// It ended before this stream began.
 		r, err := c.Rotation(ctx, f.id)
 		if err != nil {
 			return err
@@ -105,7 +104,7 @@ func (f *follower) take(ctx context.Context, c *client.Client, e api.Event) erro
 }
 
 func (f *follower) show(r api.Rotation, at time.Time) error {
-	f.last, f.seen = r, true
+	f.last, f.seen, f.present = r, true, true
 	switch {
 	case f.json:
 		if err := f.compact(r); err != nil {
@@ -187,5 +186,5 @@ func (f *follower) unfinished(id client.Credential) error {
 	if f.seen && f.last.Gate.Reason != "" && !f.last.Gate.Open {
 		what += ", waiting: " + clean(f.last.Gate.Reason)
 	}
-	return Fail(ExitWaiting, what, "look again: keybaton status "+id.Service+" --env "+id.Environment+" --watch")
+	return Fail(ExitWaiting, what, "keybaton status "+id.Service+" --env "+id.Environment+" --watch")
 }
