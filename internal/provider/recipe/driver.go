@@ -20,9 +20,9 @@ import (
 	"github.com/keybaton/keybaton/secret"
 )
 
-// New returns the driver of a recipe. It satisfies provider.Previewer and
-// provider.Labeler always, and provider.Lister, provider.Disabler and
-// provider.Identifier only where the recipe describes them. It is safe for
+// New returns the driver of a recipe. It satisfies provider.Previewer,
+// provider.Matcher and provider.Labeler always, and provider.Lister,
+// provider.Disabler and provider.Identifier only where the recipe describes them. It is safe for
 // concurrent use.
 func New(r *spec.Recipe) provider.Driver {
 	c := &core{r}
