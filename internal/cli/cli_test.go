@@ -328,7 +328,9 @@ func TestTokenGoesOnlyWhereItBelongs(t *testing.T) {
 			t.Errorf("%v: exit %d, called %q (%s); want %d, %q", args, code, got, errOut, wantExit, wantHost)
 		}
 	}
+	w.env["KEYBATON_TOKEN_FILE"] = filepath.Join(w.env["HOME"], "none") // not what this machine may have
 	status(cli.ExitDenied, "")
+	delete(w.env, "KEYBATON_TOKEN_FILE")
 
 	config := filepath.Join(w.env["HOME"], ".config", "keybaton")
 	if err := os.MkdirAll(config, 0o700); err != nil {

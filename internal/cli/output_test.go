@@ -211,6 +211,8 @@ v7 1,200 requests   v8 3,400 requests, …
 func TestRotateWatchEnds(t *testing.T) {
 	person := rot(4, "unverified: a reader may hold v7")
 	person.Gate.Person, person.Gate.Missing = true, []string{"keybaton rotate approve billing --env dev"}
+	waiting := rot(0, "issue a key")
+	waiting.State, waiting.Gate.Person = "waiting_key", true
 	paused := rot(2, "")
 	paused.Paused = true
 	stopped := rot(2, "")
@@ -220,11 +222,12 @@ func TestRotateWatchEnds(t *testing.T) {
 		exit int
 		says string
 	}{
-		"a person":    {person, cli.ExitWaiting, "waits for a person: unverified: a reader may hold v7\nnext: keybaton rotate approve billing --env dev\n"},
-		"paused":      {paused, cli.ExitWaiting, "is paused\nnext: keybaton rotate resume"},
-		"stopped":     {stopped, cli.ExitWaiting, "both keys were refused"},
-		"rolled back": {over("rolled_back", "the new key was refused"), cli.ExitFailed, "was rolled back: the new key was refused"},
-		"superseded":  {over("superseded", ""), cli.ExitConflict, "another rotation"},
+		"a person":     {person, cli.ExitWaiting, "waits for a person: unverified: a reader may hold v7\nnext: keybaton rotate approve billing --env dev\n"},
+		"a pasted key": {waiting, cli.ExitWaiting, "waits for a person: issue a key\nnext: keybaton set billing --env dev\n"},
+		"paused":       {paused, cli.ExitWaiting, "is paused\nnext: keybaton rotate resume"},
+		"stopped":      {stopped, cli.ExitWaiting, "both keys were refused"},
+		"rolled back":  {over("rolled_back", "the new key was refused"), cli.ExitFailed, "was rolled back: the new key was refused"},
+		"superseded":   {over("superseded", ""), cli.ExitConflict, "another rotation"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, jsonFlag := range []string{"--json=false", "--json"} {
@@ -278,6 +281,24 @@ func TestRotateWatchTimesOut(t *testing.T) {
 	if code != cli.ExitWaiting || !strings.Contains(errOut, "goes on, waiting: quiet for 1h of 24h\n") || !strings.Contains(errOut, "next: keybaton status billing --env dev --watch") {
 		t.Errorf("exit %d: %s", code, errOut)
 	}
+}
+
+// What ends the looking on is said, however soon it comes.
+func TestRotateWatchSaysWhatItWaitsFor(t *testing.T) {
+	w := newWorld(t)
+	person := rot(0, "paste a key")
+	person.State, person.Gate.Person, person.Gate.Missing = "waiting_key", true, []string{"make a second key at the vendor"}
+	w.routes["POST /api/v1/credentials/billing/dev/rotate"] = answer(rot(0, ""))
+	w.routes["GET /api/v1/events"] = events(event(rot(0, ""), 0), event(person, time.Second))
+	code, out, _ := w.run("rotate", "billing", "--env", "dev", "--watch")
+	if code != cli.ExitWaiting {
+		t.Errorf("exit %d", code)
+	}
+	want(t, "out", out, `billing/dev  v7 → v8  manual, by ops, 20s ago
+● generate   at work
+● generate   waiting for a person: paste a key
+    make a second key at the vendor
+`)
 }
 
 func TestRotateDryRun(t *testing.T) {

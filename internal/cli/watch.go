@@ -115,10 +115,15 @@ func (f *follower) show(r api.Rotation, at time.Time) error {
 	default:
 		f.lines(r, at)
 	}
-	if r.Over || r.Paused || r.State == "stopped" || r.Gate.Person && !r.Gate.Open {
+	if ends(r) {
 		return errSeen
 	}
 	return nil
+}
+
+// ends reports whether there is nothing more to see of r until a person acts.
+func ends(r api.Rotation) bool {
+	return r.Over || r.Paused || r.State == "stopped" || r.Gate.Person && !r.Gate.Open
 }
 
 // lines says what is new, as plain lines.
@@ -132,7 +137,8 @@ func (f *follower) lines(r api.Rotation, at time.Time) {
 			continue
 		}
 		line := f.line(stepSpans(r, st)...)
-		if f.said[st.Name] == line || st.State == api.StepCurrent && f.said[st.Name] != "" && at.Sub(f.when[st.Name]) < sayAgain {
+		soon := st.State == api.StepCurrent && f.said[st.Name] != "" && at.Sub(f.when[st.Name]) < sayAgain
+		if f.said[st.Name] == line || soon && !ends(r) {
 			continue
 		}
 		f.said[st.Name], f.when[st.Name] = line, at
@@ -174,8 +180,8 @@ func (f *follower) verdict(id client.Credential) error {
 		return Fail(ExitWaiting, "the rotation of "+name+" is paused", "keybaton rotate resume "+id.Service+" --env "+id.Environment)
 	}
 	next := "keybaton rotate approve " + id.Service + " --env " + id.Environment
-	if len(r.Gate.Missing) > 0 {
-		next = clean(r.Gate.Missing[0])
+	if r.State == "waiting_key" {
+		next = "keybaton set " + id.Service + " --env " + id.Environment
 	}
 	return Fail(ExitWaiting, "the rotation of "+name+" waits for a person: "+clean(r.Gate.Reason), next)
 }

@@ -129,7 +129,7 @@ func (a *API) createToken(ctx context.Context, p access.Principal, in *tokenInpu
 	if err != nil {
 		return api.Token{}, err
 	}
-	why := audit.Entry{Actor: p.Name, Action: "token.created", Detail: map[string]string{"token": t.Name, "role": string(t.Role)}}
+	why := audit.Entry{Actor: p.Name, Action: "token.created", Detail: map[string]string{"name": t.Name, "role": string(t.Role)}}
 	if t.Kind != "" {
 		why.Detail["kind"] = string(t.Kind)
 	}
@@ -232,7 +232,7 @@ func within(p access.Principal, t access.Token) error {
 
 func (a *API) deleteToken(ctx context.Context, p access.Principal, in *nameInput) (api.Token, error) {
 	var gone access.Token
-	why := audit.Entry{Actor: p.Name, Action: "token.revoked", Detail: map[string]string{"token": in.Name}}
+	why := audit.Entry{Actor: p.Name, Action: "token.revoked", Detail: map[string]string{"name": in.Name}}
 	err := a.store.Update(ctx, why, func(tx store.Tx) error {
 		ts, err := tx.Tokens()
 		if err != nil {

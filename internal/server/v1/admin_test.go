@@ -50,7 +50,7 @@ func TestTokensLiveAndDie(t *testing.T) {
 	var did []string
 	for _, e := range es {
 		if strings.HasPrefix(e.Action, "token.") {
-			did = append(did, e.Actor+" "+e.Action+" "+e.Detail["token"])
+			did = append(did, e.Actor+" "+e.Action+" "+e.Detail["name"])
 		}
 	}
 	if got := strings.Join(did, ", "); got != "root token.created ops, root token.revoked ops" {
