@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"github.com/keybaton/keybaton/internal/app"
 	"github.com/keybaton/keybaton/internal/cli"
 )
@@ -22,9 +24,14 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	io := cli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv, Version: app.Version}
+	return cli.Execute(ctx, command(io), io, os.Args[1:])
+}
+
+// command returns the program with all its verbs.
+func command(io cli.IO) *cobra.Command {
 	root := cli.Command(io)
 	root.AddCommand(serveCommand(), demoCommand(), recipeCommand())
-	return cli.Execute(ctx, root, io, os.Args[1:])
+	return root
 }
 
 // explained gives an error of the application its exit code and next step.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"strings"
@@ -9,12 +10,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keybaton/keybaton/internal/app"
+	"github.com/keybaton/keybaton/secret"
 )
 
 func serveCommand() *cobra.Command {
 	set := app.Defaults()
 	var verbose, jsonLog bool
 	var poll time.Duration
+	var readyFile string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Start the server: store, engine, API and gateway",
@@ -23,7 +26,10 @@ func serveCommand() *cobra.Command {
 The data directory keeps the store and the gateway's sealed cache; the
 configuration directory keeps the master key and the admin token, both readable
 by their owner only. Without the master key the store cannot be opened: keep a
-copy elsewhere.`,
+copy elsewhere.
+
+Alerts are printed, and posted as JSON to each URL in KEYBATON_WEBHOOKS (separated
+by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 		Example: "  keybaton serve\n  keybaton serve --data ./data --config ./config",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -36,9 +42,21 @@ copy elsewhere.`,
 				h = slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 			}
 			set.Log, set.Alerts, set.Poll = slog.New(h), os.Stderr, poll
+			// The address of a webhook is often its password: it comes by the environment, never by the command line.
+			for _, u := range strings.Fields(os.Getenv("KEYBATON_WEBHOOKS")) {
+				set.Webhooks = append(set.Webhooks, secret.FromString(u))
+			}
+			set.WebhookSecret = secret.FromString(os.Getenv("KEYBATON_WEBHOOK_SECRET"))
+			if err := forgetReady(readyFile); err != nil {
+				return explained(err)
+			}
 			a, err := app.Start(cmd.Context(), set)
 			if err != nil {
 				return explained(err)
+			}
+			notReady, err := writeReady(readyFile, a)
+			if err != nil {
+				return errors.Join(err, a.Close())
 			}
 			file, made := a.TokenFile()
 			say("keybaton %s", app.Version)
@@ -55,6 +73,7 @@ copy elsewhere.`,
 			}
 			<-cmd.Context().Done()
 			say("stopping")
+			notReady()
 			return explained(a.Close())
 		},
 	}
@@ -67,7 +86,7 @@ copy elsewhere.`,
 	f.StringVar(&set.CertFile, "tls-cert", env("KEYBATON_TLS_CERT", ""), "certificate for both addresses ($KEYBATON_TLS_CERT)")
 	f.StringVar(&set.KeyFile, "tls-key", env("KEYBATON_TLS_KEY", ""), "its private key ($KEYBATON_TLS_KEY)")
 	f.BoolVar(&set.InsecureHTTP, "insecure-http", false, "plain HTTP off loopback: keys and tokens cross the network in the clear")
-	f.StringArrayVar(&set.Webhooks, "webhook", split(env("KEYBATON_WEBHOOKS", "")), "post alerts to this URL; may be repeated ($KEYBATON_WEBHOOKS, separated by spaces)")
+	f.StringVar(&readyFile, "ready-file", "", "write the addresses to this file, as JSON, once the server answers; it is removed when the server stops")
 	f.DurationVar(&poll, "poll", time.Second, "how often a waiting gate is looked at again")
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	f.BoolVar(&jsonLog, "log-json", false, "log as JSON")
@@ -80,5 +99,3 @@ func env(name, def string) string {
 	}
 	return def
 }
-
-func split(s string) []string { return strings.Fields(s) }
