@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 
@@ -207,13 +208,36 @@ func nothing(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	next := cmd.CommandPath() + " --help shows the usage"
-	if cmd.HasSubCommands() {
-		if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
-			next = "did you mean " + cmd.CommandPath() + " " + like[0] + "?"
-		}
-		return usage(fmt.Sprintf("there is no %s %q", cmd.CommandPath(), clip(clean(args[0]), 40)), next)
+	if !cmd.HasSubCommands() {
+		return usage(cmd.CommandPath()+" takes no argument", next)
 	}
-	return usage(cmd.CommandPath()+" takes no argument", next)
+	if !verb(args[0]) {
+		return usage(cmd.CommandPath()+" has no such verb", next)
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		next = "did you mean " + cmd.CommandPath() + " " + like[0] + "?"
+	}
+	return usage(fmt.Sprintf("%s has no verb %q", cmd.CommandPath(), args[0]), next)
+}
+
+// verb reports whether s looks like a verb. What does not is never repeated: it
+// may be a key.
+func verb(s string) bool {
+	return len(s) <= 16 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz-") == ""
+}
+
+// Nothing refuses every argument of cmd, as verbs here do. It is for verbs of
+// other rooms.
+func Nothing(cmd *cobra.Command, args []string) error { return nothing(cmd, args) }
+
+// One wants exactly one argument, which what names for people. It is for verbs
+// of other rooms.
+func One(what string) cobra.PositionalArgs { return one(what) }
+
+// Group is a verb that only holds others.
+func Group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	return group(use, short, subs...)
 }
 
 // one wants exactly one argument; what names it for people. Surplus arguments
@@ -268,8 +292,36 @@ func (s *session) named(service string) (client.Credential, error) {
 	if svc, e, ok := strings.Cut(service, "/"); ok {
 		service, env = svc, e
 	}
+	if err := named("a service", service); err != nil {
+		return client.Credential{}, err
+	}
 	if env == "" {
 		return client.Credential{}, usage("which environment?", "say --env ENVIRONMENT, or set KEYBATON_ENV")
 	}
+	if err := named("an environment", env); err != nil {
+		return client.Credential{}, err
+	}
 	return client.Credential{Service: service, Environment: env}, nil
+}
+
+// named refuses what cannot be the name of what, without repeating it or
+// sending it anywhere: it may be a key or a token.
+func named(what, name string) error {
+	if nameRE.MatchString(name) {
+		return nil
+	}
+	return usage("that cannot be the name of "+what+": names are 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
+		"give the name; and if it was a key or a token, replace it: every process could read it, and the shell keeps it in its history")
+}
+
+var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// oneName is [one] for a name.
+func oneName(what, of string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := one(what)(cmd, args); err != nil {
+			return err
+		}
+		return named(of, args[0])
+	}
 }

@@ -190,6 +190,14 @@ func TestWrongUsage(t *testing.T) {
 	}
 }
 
+func TestWhatWasMeant(t *testing.T) {
+	for arg, want := range map[string]string{"aply": "did you mean keybaton apply?", "tokn": "did you mean keybaton token?", "qqq": "keybaton --help shows the usage"} {
+		if code, _, errOut := newWorld(t).run(arg); code != cli.ExitUsage || errOut != "keybaton: keybaton has no verb \""+arg+"\"\nnext: "+want+"\n" {
+			t.Errorf("%s: exit %d, %q", arg, code, errOut)
+		}
+	}
+}
+
 func TestKeysOnTheCommandLineAreRefused(t *testing.T) {
 	for _, args := range [][]string{
 		{"set", "billing", plaintext, "--env", "dev"},
@@ -197,6 +205,20 @@ func TestKeysOnTheCommandLineAreRefused(t *testing.T) {
 		{"login", "http://127.0.0.1:7460", "kbt_" + plaintext},
 		{"login", "kbt_" + plaintext},
 		{"get", "billing", plaintext, "--env", "dev"},
+		{"get", plaintext, "--env", "dev"},
+		{"set", plaintext, "--env", "dev"},
+		{"set", "billing/" + plaintext},
+		{"set", "billing", "--env", plaintext},
+		{"rotate", plaintext, "--env", "dev"},
+		{"rotate", plaintext, "--env", "dev", "--dry-run"},
+		{"rotate", "approve", plaintext, "--env", "dev"},
+		{"rollback", plaintext, "--env", "dev"},
+		{"status", plaintext},
+		{"token", "create", plaintext, "--role", "viewer"},
+		{"token", "revoke", plaintext},
+		{"token", plaintext},
+		{"consumer", "forget", plaintext},
+		{plaintext},
 	} {
 		w := newWorld(t)
 		code, out, errOut := w.run(args...)
@@ -330,6 +352,9 @@ func TestTokenGoesOnlyWhereItBelongs(t *testing.T) {
 	}
 	w.env["KEYBATON_TOKEN_FILE"] = filepath.Join(w.env["HOME"], "none") // not what this machine may have
 	status(cli.ExitDenied, "")
+	if _, _, errOut := w.run("status"); !strings.Contains(errOut, "none: no such file") {
+		t.Errorf("a token file that is not there: %s", errOut)
+	}
 	delete(w.env, "KEYBATON_TOKEN_FILE")
 
 	config := filepath.Join(w.env["HOME"], ".config", "keybaton")

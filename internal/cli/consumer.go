@@ -24,7 +24,7 @@ func (s *session) consumerCmd() *cobra.Command {
 		Use: "forget NAME", Short: "Say that a consumer is gone for good",
 		Long: "Rotations wait for whoever may still hold a key. Forgetting says that this consumer does not: if it still runs, its requests\n" +
 			"fail once the key is revoked.",
-		Args: one("consumer"),
+		Args: oneName("consumer", "a consumer"),
 		RunE: s.run(func(ctx context.Context, c *client.Client, args []string) error {
 			if err := s.confirm("forget "+clean(args[0])+"? If it still runs, its requests fail once its key is revoked.", yes); err != nil {
 				return err

@@ -30,6 +30,9 @@ func (s *session) importCmd() *cobra.Command {
 			if s.env == "" {
 				return usage("into which environment?", "say --env ENVIRONMENT, or set KEYBATON_ENV")
 			}
+			if err := named("an environment", s.env); err != nil {
+				return err
+			}
 			vs, err := s.variables(args)
 			if err != nil {
 				return err

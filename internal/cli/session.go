@@ -122,6 +122,9 @@ func (s *session) client() (*client.Client, error) {
 	if err != nil && s.file == "" && s.io.Getenv("KEYBATON_TOKEN") == "" {
 		return nil, err
 	}
+	if _, err := s.dial(addr, secret.Value{}); err != nil { // the address is wrong, whatever the token
+		return nil, err
+	}
 	token, err := s.token(addr, l)
 	if err != nil {
 		return nil, err
@@ -149,8 +152,8 @@ func (s *session) token(addr string, l login) (secret.Value, error) {
 	if local(addr) {
 		for _, p := range s.adminFiles() {
 			t, err := tokenFrom(p)
-			if err == nil {
-				return t, nil
+			if err == nil || s.io.Getenv("KEYBATON_TOKEN_FILE") != "" {
+				return t, err
 			}
 			if errors.Is(err, fs.ErrPermission) {
 				return secret.Value{}, Fail(ExitDenied, "there is a local server, but its admin token may not be read: "+p,
@@ -254,9 +257,12 @@ func (s *session) readAll(path string) ([]byte, error) {
 			return nil, &Fault{Exit: ExitNotFound, What: "there is no file " + path, Next: "name another one, or - for standard input", Err: err}
 		}
 		if err != nil {
-			return nil, &Fault{Exit: ExitFailed, What: err.Error(), Err: err}
+			return nil, &Fault{Exit: ExitFailed, What: err.Error(), Next: "name a file that this user may read, or - for standard input", Err: err}
 		}
 		defer f.Close() //nolint:errcheck // it was only read
+		if st, err := f.Stat(); err == nil && st.IsDir() {
+			return nil, usage(path+" is a directory", "name a file, or - for standard input")
+		}
 		r = f
 	}
 	b, err := io.ReadAll(io.LimitReader(r, maxInput+1))

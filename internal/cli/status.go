@@ -35,6 +35,9 @@ func (s *session) statusCmd() *cobra.Command {
 			if a, b, ok := strings.Cut(service, "/"); ok {
 				service, env = a, b
 			}
+			if err := named("a service", service); err != nil {
+				return err
+			}
 			if w.watch {
 				id, err := s.named(args[0])
 				if err != nil {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ func (s *session) tokenCmd() *cobra.Command {
 		}),
 	}
 	revoke := &cobra.Command{
-		Use: "revoke NAME", Short: "Make a token worthless at once", Args: one("token"),
+		Use: "revoke NAME", Short: "Make a token worthless at once", Args: oneName("token", "a token"),
 		RunE: s.run(func(ctx context.Context, c *client.Client, args []string) error {
 			t, err := c.RevokeToken(ctx, args[0])
 			return s.show(t, err, func() {
@@ -57,7 +58,7 @@ func (s *session) tokenCreateCmd() *cobra.Command {
 		Long: "The token is made here and printed to standard output; the server gets its hash only. Roles: viewer, operator and admin for\n" +
 			"people, consumer for what calls services or reads keys, gateway for gateways. A consumer or gateway is granted services\n" +
 			"(--service, '*' is every one) in environments (--env, several with commas, '*' is every one).",
-		Args: one("name"),
+		Args: oneName("name", "a token"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
 			o.Name = args[0]
@@ -69,8 +70,19 @@ func (s *session) tokenCreateCmd() *cobra.Command {
 				if len(services) == 0 || s.env == "" {
 					return usage("which services, in which environment?", "say --service SERVICE --env ENVIRONMENT; '*' is every one")
 				}
+				for _, n := range services {
+					if n != "*" {
+						err = errors.Join(err, named("a service", n))
+					}
+				}
 				for e := range strings.SplitSeq(s.env, ",") {
-					o.Grants = append(o.Grants, api.Grant{Environment: strings.TrimSpace(e), Services: services})
+					if e = strings.TrimSpace(e); e != "*" {
+						err = errors.Join(err, named("an environment", e))
+					}
+					o.Grants = append(o.Grants, api.Grant{Environment: e, Services: services})
+				}
+				if err != nil {
+					return err
 				}
 			}
 			if o.Refresh, err = duration(refresh); err != nil {
