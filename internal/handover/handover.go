@@ -106,20 +106,23 @@ func (d *Desk) Wait(ctx context.Context, after key.Revision) error {
 func (d *Desk) Revision() key.Revision { return d.store.Revision() }
 
 // TokenByHash returns the token with that hash, from memory while nothing has
-// changed, or an error that wraps [key.ErrNotFound].
+// changed, or an error that wraps [key.ErrNotFound]. Only one that memory does
+// not know is looked up in the store.
 func (d *Desk) TokenByHash(ctx context.Context, hash string) (access.Token, error) {
 	s, err := d.snapshot(ctx)
 	if err != nil {
 		return access.Token{}, err
 	}
-	t, ok := s.tokens[hash]
-	if !ok {
-		return access.Token{}, errNoToken
+	if t, ok := s.tokens[hash]; ok {
+		return t, nil
 	}
-	return t, nil
+	var t access.Token
+	err = d.store.View(ctx, func(tx store.Tx) error {
+		t, err = tx.TokenByHash(hash)
+		return err
+	})
+	return t, err
 }
-
-var errNoToken = fmt.Errorf("token: %w", key.ErrNotFound)
 
 // Forgotten drops what is remembered of holds: a person has said that the
 // consumer is gone, and if it comes back it is recorded anew. Other servers

@@ -5,11 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strconv"
 	"time"
 
 	"github.com/keybaton/keybaton/internal/access"
-	"github.com/keybaton/keybaton/internal/audit"
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/store"
@@ -56,8 +54,7 @@ func (h *Handout) MarshalJSON() ([]byte, error) { return nil, secret.ErrEncode }
 // ReadPair returns the primary and the fallback of id. Who asks must have
 // [access.Read]. A consumer's hold of both is durable before it returns: it
 // ends a refresh interval, and some slack, after the last read; without a
-// declared interval it stays until a person waives it. For anybody else the
-// versions are marked as read out, with an audit entry.
+// declared interval it stays until a person waives it.
 //
 // It blocks on the store when the revision has moved, for a consumer's first
 // read, and when its hold would not outlast another refresh interval.
@@ -89,8 +86,10 @@ func (d *Desk) read(ctx context.Context, by access.Principal, id key.CredentialI
 		if err := readable(e, id); err != nil {
 			return err
 		}
-		if err := d.record(ctx, s, e, by, pair); err != nil {
-			return fmt.Errorf("reading %s: %w", id, err)
+		if !d.covered(e, by, pair) {
+			if err := d.holdForReader(ctx, s, e, by, pair); err != nil {
+				return fmt.Errorf("reading %s: %w", id, err)
+			}
 		}
 		var err error
 		o, err = d.open(ctx, e)
@@ -101,17 +100,6 @@ func (d *Desk) read(ctx context.Context, by access.Principal, id key.CredentialI
 	}
 	d.stats.reads.Add(1)
 	return o, nil
-}
-
-// record makes it durable that by is about to have e's keys.
-func (d *Desk) record(ctx context.Context, s *snapshot, e *entry, by access.Principal, pair bool) error {
-	switch {
-	case by.Role != access.RoleConsumer:
-		return d.markReadOut(ctx, s, e, by, pair)
-	case d.covered(e, by, pair):
-		return nil
-	}
-	return d.holdForReader(ctx, s, e, by, pair)
 }
 
 // readable reports why e has nothing for a reader.
@@ -188,34 +176,6 @@ func (d *Desk) holdForReader(ctx context.Context, s *snapshot, e *entry, by acce
 	d.stats.holds.Add(int64(len(holds)))
 	e.learn(holds)
 	return nil
-}
-
-// markReadOut records that a person has the key: where it goes from there
-// cannot be seen.
-func (d *Desk) markReadOut(ctx context.Context, s *snapshot, e *entry, by access.Principal, pair bool) error {
-	why := audit.Entry{Actor: by.Name, Action: "key.read_out", Credential: e.cred.ID, Version: e.cred.Slots.Primary}
-	if pair && len(e.versions) > 1 {
-		why.Detail = map[string]string{"fallback": "v" + strconv.FormatInt(int64(e.versions[1].ID.Number), 10)}
-	}
-	return d.store.Update(ctx, why, func(tx store.Tx) error {
-		if err := still(tx, s); err != nil {
-			return err
-		}
-		for _, v := range e.handed(pair) {
-			now, err := tx.Version(v.ID)
-			if err != nil {
-				return err
-			}
-			if now.ReadOut {
-				continue
-			}
-			now.ReadOut = true
-			if err := tx.PutVersion(now); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // still fails with errMoved unless the store is where it was when s was
