@@ -69,6 +69,7 @@ func (p Plan) Empty() bool {
 // deleted: what is not in the file is listed as kept.
 func Diff(current State, f File, prune bool) Plan {
 	var p Plan
+	f.Credentials = defaulted(current, f, prune)
 	each(&p, prune, "service", current.Services, f.Services, func(s key.Service) string { return s.Name }, func(s key.Service) any { return s },
 		func(s key.Service) { p.Services = append(p.Services, s) },
 		func(s key.Service) { p.DeleteServices = append(p.DeleteServices, s.Name) })
@@ -86,6 +87,22 @@ func Diff(current State, f File, prune bool) Plan {
 		func(c key.Credential) { p.Credentials = append(p.Credentials, c) },
 		func(c key.Credential) { p.DeleteCredentials = append(p.DeleteCredentials, c.ID) })
 	return p
+}
+
+// defaulted returns the credentials of f; those that name no policy get the
+// default one also where it stays from before, not from this file.
+func defaulted(current State, f File, prune bool) []key.Credential {
+	is := func(p rotation.Policy) bool { return p.Name == DefaultPolicy }
+	if prune || !slices.ContainsFunc(current.Policies, is) {
+		return f.Credentials
+	}
+	out := slices.Clone(f.Credentials)
+	for i := range out {
+		if out[i].Policy == "" {
+			out[i].Policy = DefaultPolicy
+		}
+	}
+	return out
 }
 
 func each[T any](p *Plan, prune bool, kind string, current, wanted []T, name func(T) string, said func(T) any, put, del func(T)) {

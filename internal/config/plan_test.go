@@ -76,6 +76,24 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+// A file may leave the default policy to another one.
+func TestTheDefaultPolicyStays(t *testing.T) {
+	now := config.State{Policies: []rotation.Policy{{Name: config.DefaultPolicy}}}
+	was := key.Credential{ID: key.CredentialID{Service: "crm", Environment: "prod"}, Policy: config.DefaultPolicy}
+	now.Credentials = []key.Credential{was}
+	fresh := key.Credential{ID: key.CredentialID{Service: "mail", Environment: "prod"}}
+	f := config.File{Credentials: []key.Credential{{ID: was.ID}, fresh}}
+	if p := config.Diff(now, f, false); len(p.Credentials) != 1 || p.Credentials[0].ID != fresh.ID || p.Credentials[0].Policy != config.DefaultPolicy {
+		t.Errorf("got %+v", p.Credentials)
+	}
+	if p := config.Diff(now, f, true); len(p.Credentials) != 2 || p.Credentials[0].Policy != "" || p.Credentials[1].Policy != "" {
+		t.Errorf("where the policy is pruned: %+v", p.Credentials)
+	}
+	if f.Credentials[0].Policy != "" {
+		t.Error("the file was changed")
+	}
+}
+
 // Every field of a policy counts as a difference.
 func TestDiffSeesEveryField(t *testing.T) {
 	all := reflect.TypeFor[rotation.Policy]()

@@ -42,7 +42,7 @@ func refusal(f *facts, o RotateOptions) error {
 	id := f.credential.ID
 	if f.open != nil && !o.Emergency {
 		return key.WithHint(fmt.Errorf("%w: %s is being rotated already (%s, %s)", key.ErrConflict, id, f.open.ID, f.open.State),
-			"watch it: keybaton rotate "+id.Service+" --env "+id.Environment+" --watch, or take it back: keybaton rollback "+id.Service+" --env "+id.Environment)
+			"watch it: keybaton status "+id.Service+" --env "+id.Environment+" --watch, or take it back: keybaton rollback "+id.Service+" --env "+id.Environment)
 	}
 	if f.service.Manager == "" && f.info.Manager == "required" {
 		return key.WithHint(fmt.Errorf("%w: provider %s needs a manager key and service %s names none", key.ErrConflict, f.service.Provider, id.Service),
@@ -395,6 +395,7 @@ func (e *Engine) Resume(ctx context.Context, by access.Principal, id key.Credent
 	return e.edit(ctx, by, id, "rotation.resumed", func(tx store.Tx, r rotation.Rotation) (rotation.Rotation, error) {
 		r.Paused, r.Retry = false, time.Time{}
 		if r.State != rotation.Stopped {
+			r.Gate = rotation.Gate{Reason: "resumed by " + by.Name} // until it is looked at again
 			return r, nil
 		}
 		if r.Resume == rotation.Issuing || r.Resume == rotation.Unknown {
@@ -424,6 +425,7 @@ func (e *Engine) Approve(ctx context.Context, by access.Principal, id key.Creden
 					r.Approved = map[rotation.Step]string{}
 				}
 				r.Approved[open.State.Step()] = by.Name
+				r.Gate = rotation.Gate{Reason: "approved by " + by.Name} // until it is looked at again
 				n++
 				if err := tx.PutRotation(r); err != nil {
 					return err
@@ -439,6 +441,7 @@ func (e *Engine) Approve(ctx context.Context, by access.Principal, id key.Creden
 		for _, ret := range rets {
 			if ret.Gate.Person && ret.Approved == "" {
 				ret.Approved = by.Name
+				ret.Gate = rotation.Gate{Reason: "approved by " + by.Name}
 				n++
 				if err := tx.PutRetirement(ret); err != nil {
 					return err

@@ -82,13 +82,21 @@ func (e *Engine) Configure(ctx context.Context, by access.Principal, cfg Configu
 				}
 			}
 		}
+		if cfg.DryRun {
+			return errDryRun // nothing is committed
+		}
 		return nil
 	})
+	if cfg.DryRun && errors.Is(err, errDryRun) {
+		return nil
+	}
 	if err == nil {
 		e.Wake()
 	}
 	return err
 }
+
+var errDryRun = errors.New("nothing is changed")
 
 // declare writes what is said of the credential c, and keeps its slots.
 func (e *Engine) declare(tx store.Tx, c key.Credential) error {

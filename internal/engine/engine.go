@@ -78,6 +78,7 @@ type Configuration struct {
 	DeleteServices    []string
 	DeleteCredentials []key.CredentialID
 	DeletePolicies    []string
+	DryRun            bool // check everything, change nothing
 }
 
 // Found is what can be said of a key from its shape and a probe.

@@ -58,6 +58,9 @@ func (a *API) registerActs(h huma.API) {
 	forget := operate(api.PathForget, "forget", "consumers", "Say that a consumer is gone: nothing waits for it any more")
 	forget.Verb, forget.Whole = access.Manage, true
 	register(a, h, forget, overall[nameInput], func(ctx context.Context, p access.Principal, in *nameInput) (api.Forgotten, error) {
+		if err := named("a consumer", in.Name); err != nil {
+			return api.Forgotten{}, err
+		}
 		n, err := a.engine.Forget(ctx, p, in.Name)
 		if err != nil {
 			return api.Forgotten{}, err
@@ -114,9 +117,6 @@ func (a *API) set(ctx context.Context, p access.Principal, in *setInput) (api.Se
 type importInput struct{ Body api.Import }
 
 func (a *API) importKeys(ctx context.Context, p access.Principal, in *importInput) (api.List[api.Found], error) {
-	if err := key.CheckName(in.Body.Environment); err != nil {
-		return api.List[api.Found]{}, fmt.Errorf("environment: %w", err)
-	}
 	found, err := a.engine.Import(ctx, p, in.Body.Environment, in.Body.Names(), in.Body.Values(), in.Body.DryRun)
 	if err != nil {
 		return api.List[api.Found]{}, err

@@ -52,7 +52,7 @@ func (a *API) apply(ctx context.Context, p access.Principal, in *applyInput) (ap
 	}
 	f, err := config.Parse(name, []byte(b.YAML))
 	if err != nil {
-		return api.Applied{}, err
+		return api.Applied{}, key.WithHint(err, "mend what is named and apply the file again; nothing was changed")
 	}
 	var now config.State
 	err = a.store.View(ctx, func(tx store.Tx) (err error) {
@@ -84,15 +84,15 @@ func (a *API) apply(ctx context.Context, p access.Principal, in *applyInput) (ap
 	if b.Expect != "" && b.Expect != o.Digest {
 		return api.Applied{}, key.WithHint(fmt.Errorf("%w: the plan is no longer the one that was shown", key.ErrStale), "look at the new plan: run keybaton apply again")
 	}
-	if b.DryRun || plan.Empty() {
+	if plan.Empty() {
 		return o, nil
 	}
 	err = a.engine.Configure(ctx, p, engine.Configuration{Services: plan.Services, Credentials: plan.Credentials, Policies: plan.Policies,
-		DeleteServices: plan.DeleteServices, DeleteCredentials: plan.DeleteCredentials, DeletePolicies: plan.DeletePolicies})
+		DeleteServices: plan.DeleteServices, DeleteCredentials: plan.DeleteCredentials, DeletePolicies: plan.DeletePolicies, DryRun: b.DryRun})
 	if err != nil {
 		return api.Applied{}, err
 	}
-	o.Applied = true
+	o.Applied = !b.DryRun
 	return o, nil
 }
 
@@ -167,7 +167,7 @@ func tokenOf(b api.TokenCreate, p access.Principal, now time.Time) (access.Token
 	if b.Expires.IsZero() {
 		t.Expires = time.Time{}
 	}
-	if err := key.CheckName(t.Name); err != nil {
+	if err := named("a token", t.Name); err != nil {
 		return t, err
 	}
 	if t.Name == access.System.Name {
@@ -203,8 +203,10 @@ func tokenOf(b api.TokenCreate, p access.Principal, now time.Time) (access.Token
 			return t, fmt.Errorf("%w: a grant names no service", key.ErrInvalid)
 		}
 		for _, n := range append([]string{g.Environment}, g.Services...) {
-			if n != "*" && key.CheckName(n) != nil {
-				return t, key.CheckName(n)
+			if n != "*" {
+				if err := named("a service or an environment", n); err != nil {
+					return t, err
+				}
 			}
 		}
 	}
@@ -232,6 +234,9 @@ func within(p access.Principal, t access.Token) error {
 
 func (a *API) deleteToken(ctx context.Context, p access.Principal, in *nameInput) (api.Token, error) {
 	var gone access.Token
+	if err := named("a token", in.Name); err != nil {
+		return api.Token{}, err
+	}
 	why := audit.Entry{Actor: p.Name, Action: "token.revoked", Detail: map[string]string{"name": in.Name}}
 	err := a.store.Update(ctx, why, func(tx store.Tx) error {
 		ts, err := tx.Tokens()

@@ -97,7 +97,7 @@ credentials:
   - {service: billing, environment: dev}
 `
 	plan, err := root.Apply(ctx, api.Apply{YAML: yaml, DryRun: true})
-	if err != nil || plan.Applied || len(plan.Changes) != 2 || plan.Digest == "" || len(h.engine.asked()) != 0 {
+	if err != nil || plan.Applied || len(plan.Changes) != 2 || plan.Digest == "" || len(h.engine.asked()) != 0 || len(h.engine.checked.Services) != 1 {
 		t.Fatalf("got %+v, %v, %v", plan, err, h.engine.asked())
 	}
 	for _, c := range plan.Changes {

@@ -2,6 +2,7 @@ package v1
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -153,7 +154,10 @@ func (a *API) credentials(ctx context.Context, p access.Principal, f *Filter) (a
 
 // unknown gives a missing credential its next step.
 func unknown(err error, id key.CredentialID) error {
-	return key.WithHint(fmt.Errorf("credential %s: %w", id, err), "keybaton list shows what there is; declare it in keybaton.yaml and run keybaton apply")
+	if !errors.Is(err, key.ErrNotFound) {
+		return err
+	}
+	return key.WithHint(fmt.Errorf("%w: credential %s", key.ErrNotFound, id), "keybaton list shows what there is; declare it in keybaton.yaml and run keybaton apply")
 }
 
 func (a *API) credential(ctx context.Context, _ access.Principal, in *OfCredential) (api.Credential, error) {

@@ -430,3 +430,29 @@ func TestAnswersHaveNoPlaceForAKey(t *testing.T) {
 		}
 	}
 }
+
+// A key may be given in the place of a name: it is refused and not repeated.
+func TestWhatIsNoNameIsNotRepeated(t *testing.T) {
+	h := newHouse(t)
+	tok := string(h.token(access.Token{Name: "root", Role: access.RoleAdmin}).Reveal())
+	for route := range least {
+		method, path, _ := strings.Cut(route, " ")
+		if !strings.Contains(path, "{service}") && !strings.Contains(path, "{name}") {
+			continue
+		}
+		bad := strings.NewReplacer("{service}", plaintext, "{environment}", "prod", "{name}", plaintext, "{number}", "1").Replace(path)
+		paths := []string{bad}
+		if strings.Contains(path, "{environment}") {
+			paths = append(paths, strings.NewReplacer("{service}", "crm", "{environment}", plaintext, "{number}", "1").Replace(path))
+		}
+		for _, p := range paths {
+			status, body := h.raw(method, p, tok, "application/json", bodies[route])
+			if status != http.StatusUnprocessableEntity || strings.Contains(body, plaintext) || !strings.Contains(body, `"next"`) {
+				t.Errorf("%s: %d", route, status)
+			}
+		}
+	}
+	if calls := h.engine.asked(); len(calls) != 0 {
+		t.Errorf("the engine was asked: %d", len(calls))
+	}
+}

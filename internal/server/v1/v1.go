@@ -181,6 +181,14 @@ func register[I, O any](a *API, h huma.API, o op, at aim[I], do func(context.Con
 }
 
 func check(p access.Principal, o op, id key.CredentialID) error {
+	if !id.IsZero() {
+		if err := named("a service", id.Service); err != nil && id.Service != "*" {
+			return err
+		}
+		if err := named("an environment", id.Environment); err != nil {
+			return err
+		}
+	}
 	if err := p.Check(o.Verb, id); err != nil {
 		return err
 	}
@@ -189,6 +197,16 @@ func check(p access.Principal, o op, id key.CredentialID) error {
 			"use a token without --service and --env")
 	}
 	return nil
+}
+
+// named refuses what cannot be the name of what. It does not repeat it: a key
+// may have been given in the place of a name.
+func named(what, name string) error {
+	if key.CheckName(name) == nil {
+		return nil
+	}
+	return key.WithHint(fmt.Errorf("%w: that cannot be the name of %s; names are 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
+		key.ErrInvalid, what), "give the name; and if it was a key or a token, replace it")
 }
 
 // problems turns the errors that huma makes into problems that hold nothing of

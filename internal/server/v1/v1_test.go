@@ -49,6 +49,7 @@ type fakeEngine struct {
 	names     []string
 	values    []secret.Value
 	configure engine.Configuration
+	checked   engine.Configuration // on dry runs
 	options   engine.RotateOptions
 	rotation  rotation.Rotation
 	found     []engine.Found
@@ -73,6 +74,10 @@ func (f *fakeEngine) asked() []string {
 }
 
 func (f *fakeEngine) Configure(_ context.Context, by access.Principal, c engine.Configuration) error {
+	if c.DryRun {
+		f.checked = c
+		return nil
+	}
 	f.configure = c
 	return f.note(by, "configure")
 }
