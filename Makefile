@@ -15,8 +15,10 @@ demo: build ## watch a key being replaced under load
 
 test: deps lint test-go ## everything
 
+# The crash tests run once more without the race detector, at every effect.
 test-go:
 	$(GO) test -race -shuffle=on -timeout 30m ./...
+	$(GO) test -shuffle=on -timeout 15m ./internal/sim
 
 lint:
 	@test -z "$$(gofmt -l .)" || { echo "run gofmt -w on:"; gofmt -l .; exit 1; }

@@ -127,7 +127,7 @@ func TestNamesAreEscaped(t *testing.T) {
 func TestAnswersThatAreNotKeybatons(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"a page":            func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
-		"a page that fails": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 502) },
+		"a page that fails": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusBadGateway) },
 		"broken JSON": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = io.WriteString(w, `{"version":`)

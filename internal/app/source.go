@@ -33,18 +33,6 @@ func (d dataKeys) PutDataKey(ctx context.Context, name string, wrapped []byte) e
 	})
 }
 
-// tokens finds tokens for the server.
-type tokens struct{ store store.Store }
-
-// TokenByHash returns the token with that hash.
-func (t tokens) TokenByHash(ctx context.Context, hash string) (tok access.Token, err error) {
-	err = t.store.View(ctx, func(tx store.Tx) error {
-		tok, err = tx.TokenByHash(hash)
-		return err
-	})
-	return tok, err
-}
-
 // adminName and gatewayName are the names of the tokens that a server makes
 // for itself.
 const (

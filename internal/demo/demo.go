@@ -333,7 +333,7 @@ func (s *story) betrayal(ctx context.Context) (*Alert, error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		as, err := s.client.Alerts(ctx, client.Filter{Service: id.Service, Environment: id.Environment}, "firing")
+		as, err := s.client.Alerts(ctx, client.Filter(id), "firing")
 		if err != nil {
 			return nil, fmt.Errorf("reading the alerts: %w", err)
 		}

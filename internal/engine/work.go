@@ -144,7 +144,6 @@ type pass struct {
 	held   *store.Lease
 	now    time.Time // of the newest facts
 	intent int       // the attempt whose intent this pass wrote
-	asked  bool      // this pass has called a vendor for a new key
 }
 
 // run does what can be done, one act after the other, each decided from fresh

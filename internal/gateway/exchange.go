@@ -155,8 +155,8 @@ func (x *Exchange) checkConnection(h *Head, cr *credential) *Fault {
 			x.named = append(x.named, tok)
 		}
 	}
-	for _, v := range h.Header.Values("Upgrade") {
-		if strings.EqualFold(strings.Trim(v, " \t"), "websocket") {
+	if vs := h.Header.Values("Upgrade"); len(vs) > 0 {
+		if strings.EqualFold(strings.Trim(vs[0], " \t"), "websocket") {
 			return &Fault{501, "websocket_unsupported", "this gateway does not relay WebSockets; let the workload read the key instead: keybaton get", nil}
 		}
 		return &Fault{501, "upgrade_refused", "this gateway does not change protocols; send the request without the header Upgrade", nil}

@@ -254,11 +254,6 @@ func (r *reader) version(id key.VersionID) (key.Version, key.Sealed, error) {
 	return v, s, err
 }
 
-// serves reports whether e hands out the version n.
-func (e *entry) serves(n key.Number) bool {
-	return slices.ContainsFunc(e.versions, func(v key.Version) bool { return v.ID.Number == n })
-}
-
 // term returns how long the hold lasts that is known of h.
 func (e *entry) term(h holder) (term, bool) {
 	e.mu.RLock()

@@ -34,7 +34,7 @@ type world struct {
 	trace  []string
 }
 
-type vendorKey struct{ valid, disabled, late bool }
+type vendorKey struct{ valid, disabled bool }
 
 type gateway struct {
 	boot    evidence.Boot
@@ -68,7 +68,9 @@ func newWorld(can rotation.Abilities, gateways int) *world {
 	return w
 }
 
-func (w *world) note(format string, args ...any) { w.trace = append(w.trace, fmt.Sprintf(format, args...)) }
+func (w *world) note(format string, args ...any) {
+	w.trace = append(w.trace, fmt.Sprintf(format, args...))
+}
 
 func (w *world) revision() key.Revision { return key.Revision{Epoch: 1, Number: w.rev} }
 

@@ -21,7 +21,7 @@ func TestTheProcessDiesAtEveryEffect(t *testing.T) {
 		side := map[bool]string{false: "before", true: "after"}[after]
 		t.Run(side, func(t *testing.T) {
 			t.Parallel()
-			for k := 0; ; k++ {
+			for k := 0; ; k += stride {
 				p := &plan{at: k, after: after}
 				ok := t.Run(fmt.Sprintf("effect %d", k), func(t *testing.T) { rotateOnce(t, p) })
 				if !ok || p.fired == "" {

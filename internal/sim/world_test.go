@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -102,6 +103,31 @@ func (w wire) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 	return resp, e
 }
 
+// direct is a transport straight into a handler. An answer that the handler
+// aborts is one that was lost on the way.
+type direct struct{ http.Handler }
+
+func (d direct) RoundTrip(r *http.Request) (resp *http.Response, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			if p != http.ErrAbortHandler {
+				panic(p)
+			}
+			resp, err = nil, io.ErrUnexpectedEOF
+		}
+	}()
+	in := r.Clone(r.Context())
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	in.RequestURI, in.RemoteAddr = r.URL.RequestURI(), "192.0.2.1:1234"
+	w := httptest.NewRecorder()
+	d.ServeHTTP(w, in)
+	resp = w.Result()
+	resp.Request = r
+	return resp, nil
+}
+
 // world is one server that may die, its vendor, and its gateways.
 type world struct {
 	t      *testing.T
@@ -126,9 +152,7 @@ func newWorld(t *testing.T, p *plan, c vendortest.Config, gateways int) *world {
 		policy: rotation.Policy{Name: "quick", Soak: rotation.Soak{For: 2 * time.Second, Requests: 5, Probes: 3}, Quiet: 2 * time.Second, Watch: time.Second}}
 	c.Now = w.now
 	w.vendor = vendortest.New(c)
-	srv := httptest.NewServer(w.vendor)
-	t.Cleanup(srv.Close)
-	w.url = srv.URL
+	w.url = "http://vendor.test"
 	w.start()
 	t.Cleanup(func() { _ = w.store.Close() })
 	for i := range gateways {
@@ -175,7 +199,7 @@ func (w *world) start() {
 	w.must(err)
 	w.process++
 	w.engine = engine.New(engine.Config{Store: mortal{st, w.plan}, Keyring: ring, Providers: drivers, Owner: fmt.Sprintf("process-%d", w.process), Lease: 10 * time.Second,
-		Poll: 100 * time.Millisecond, Transport: wire{http.DefaultTransport, w.plan}, Event: func(what string, id key.CredentialID, err error) {
+		Poll: 100 * time.Millisecond, Transport: wire{direct{w.vendor}, w.plan}, Event: func(what string, id key.CredentialID, err error) {
 			if !errors.Is(err, key.ErrConflict) {
 				w.t.Logf("%s %s: %v", what, id, err)
 			}
@@ -417,7 +441,7 @@ func (g *gateway) send(w *world, c link.Credential, n key.Number) evidence.Outco
 	i := slices.IndexFunc(c.Versions, func(v link.Version) bool { return v.Number == n })
 	p, err := call.CompileProbe(c.Call)
 	w.must(err)
-	res, err := p.Do(w.t.Context(), http.DefaultTransport, secret.PartsOf(c.Versions[i].Parts))
+	res, err := p.Do(w.t.Context(), direct{w.vendor}, secret.PartsOf(c.Versions[i].Parts))
 	w.must(err)
 	return res.Outcome
 }
