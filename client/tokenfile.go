@@ -46,7 +46,8 @@ func WriteTokenFile(path string, t secret.Value) error {
 	return os.Rename(f.Name(), path)
 }
 
-// ReadTokenFile reads a token from a file that only its owner can read.
+// ReadTokenFile reads a token from a file that only its owner can read. An
+// empty file is an error, and so is a damaged token, see [CheckToken].
 func ReadTokenFile(path string) (secret.Value, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -60,7 +61,14 @@ func ReadTokenFile(path string) (secret.Value, error) {
 		return secret.Value{}, err
 	}
 	defer clear(b)
-	return secret.FromString(strings.TrimSpace(string(b))), nil
+	t := secret.FromString(strings.TrimSpace(string(b)))
+	if t.IsZero() {
+		return secret.Value{}, fmt.Errorf("%s is empty", path)
+	}
+	if err := CheckToken(t); err != nil {
+		return secret.Value{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, nil
 }
 
 // Authorize makes req carry the token t as its bearer token, in the place where

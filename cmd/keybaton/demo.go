@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keybaton/keybaton/internal/app"
+	"github.com/keybaton/keybaton/internal/cli"
 	"github.com/keybaton/keybaton/internal/demo"
 )
 
@@ -23,7 +24,7 @@ Starts a server on an embedded store, a simulated vendor that issues, lists and
 revokes keys, and eight callers through the gateway. A rotation goes through its
 five steps; then the primary is revoked at the vendor behind Keybaton's back.
 Nothing needs to be set up, and nothing is left behind.`,
-		Args: cobra.NoArgs,
+		Args: cli.Nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, _ := cmd.Flags().GetBool("json")
 			_, err := demo.Run(cmd.Context(), demo.Config{Start: startDemo, Out: os.Stdout, JSON: asJSON, Keep: keep,

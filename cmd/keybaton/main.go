@@ -39,10 +39,13 @@ func explained(err error) error {
 	if err == nil {
 		return nil
 	}
-	what, next, input := app.Explain(err)
+	what, next := app.Explain(err)
 	exit := cli.ExitFailed
-	if input {
+	switch input, missing := app.Is(err); {
+	case input:
 		exit = cli.ExitUsage
+	case missing:
+		exit = cli.ExitNotFound
 	}
 	return &cli.Fault{Exit: exit, What: what, Next: next, Err: err}
 }

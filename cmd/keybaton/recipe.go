@@ -5,23 +5,23 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/keybaton/keybaton/internal/app"
+	"github.com/keybaton/keybaton/internal/cli"
 	"github.com/keybaton/keybaton/secret"
 )
 
 func recipeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "recipe", Short: "List, check and try recipes: the files that describe vendors' key APIs"}
-	cmd.AddCommand(recipeList(), recipeCheck(), recipeTry())
-	return cmd
+	return cli.Group("recipe", "List, check and try recipes: the files that describe vendors' key APIs", recipeList(), recipeCheck(), recipeTry())
 }
 
 func recipeList() *cobra.Command {
-	return &cobra.Command{Use: "list", Short: "List the providers of this program", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "list", Short: "List the providers of this program", Args: cli.Nothing, RunE: func(cmd *cobra.Command, _ []string) error {
 		rs, err := app.Recipes()
 		if err != nil {
 			return explained(err)
@@ -47,7 +47,7 @@ func recipeList() *cobra.Command {
 }
 
 func recipeCheck() *cobra.Command {
-	return &cobra.Command{Use: "check FILE", Short: "Check a recipe; every mistake is named with line and field", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	return &cobra.Command{Use: "check FILE", Short: "Check a recipe; every mistake is named with line and field", Args: cli.One("recipe"), RunE: func(cmd *cobra.Command, args []string) error {
 		r, err := app.LoadRecipe(args[0])
 		if err != nil {
 			return explained(err)
@@ -87,7 +87,7 @@ It issues one key, and revokes it whatever happens. The parts of the manager key
 are asked for without echo; where standard input is not a terminal they are read
 from it, one PART=VALUE a line.`,
 		Example: "  keybaton recipe try rabbitmq --param base_url=http://127.0.0.1:15672",
-		Args:    cobra.ExactArgs(1),
+		Args:    cli.One("recipe"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := app.LoadRecipe(args[0])
 			if err != nil {
@@ -97,11 +97,16 @@ from it, one PART=VALUE a line.`,
 			for _, p := range params {
 				k, v, ok := strings.Cut(p, "=")
 				if !ok {
-					return fmt.Errorf("--param %s: write it like base_url=https://api.example.com", k)
+					return cli.Fail(cli.ExitUsage, "--param has no value", "write it like --param base_url=https://api.example.com")
 				}
 				vals[k] = v
 			}
-			_, names := app.DescribeRecipe(r)
+			d, names := app.DescribeRecipe(r)
+			for _, p := range d.Params {
+				if p.Required && p.Default == "" && vals[p.Name] == "" {
+					return cli.Fail(cli.ExitUsage, "the recipe "+d.ID+" needs the param "+p.Name, "say --param "+p.Name+"=VALUE: "+p.Help)
+				}
+			}
 			manager, err := readParts(names)
 			if err != nil {
 				return err
@@ -133,17 +138,19 @@ func readParts(names []string) (secret.Parts, error) {
 	}
 	sc := bufio.NewScanner(os.Stdin)
 	for sc.Scan() {
-		k, v, ok := strings.Cut(strings.TrimSpace(sc.Text()), "=")
-		if !ok && len(names) == 1 && k != "" {
-			k, v = names[0], k
-		}
-		if k != "" {
+		line := strings.TrimSpace(sc.Text())
+		k, v, ok := strings.Cut(line, "=")
+		switch {
+		case line == "":
+		case ok && slices.Contains(names, k):
 			out[k] = secret.FromString(v)
+		case len(names) == 1: // a key alone, which may hold a "=" too
+			out[names[0]] = secret.FromString(line)
 		}
 	}
 	for _, n := range names {
 		if out[n].IsZero() {
-			return nil, fmt.Errorf("the manager key's part %q is missing; give PART=VALUE lines on standard input", n)
+			return nil, cli.Fail(cli.ExitUsage, "the manager key's part "+n+" is missing", "give PART=VALUE lines on standard input, or run it on a terminal to be asked")
 		}
 	}
 	return out, sc.Err()

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keybaton/keybaton/internal/app"
+	"github.com/keybaton/keybaton/internal/cli"
 	"github.com/keybaton/keybaton/secret"
 )
 
@@ -31,7 +32,7 @@ copy elsewhere.
 Alerts are printed, and posted as JSON to each URL in KEYBATON_WEBHOOKS (separated
 by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 		Example: "  keybaton serve\n  keybaton serve --data ./data --config ./config",
-		Args:    cobra.NoArgs,
+		Args:    cli.Nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			level := slog.LevelInfo
 			if verbose {

@@ -6,9 +6,15 @@ import (
 	"github.com/keybaton/keybaton/internal/key"
 )
 
+// Is reports the kind of an error: whether the input was wrong, or something
+// was not found.
+func Is(err error) (input, missing bool) {
+	return errors.Is(err, key.ErrInvalid), errors.Is(err, key.ErrNotFound)
+}
+
 // Explain splits an error into what went wrong and the next step for whoever
-// reads it, and says whether the input was wrong.
-func Explain(err error) (what, next string, input bool) {
+// reads it.
+func Explain(err error) (what, next string) {
 	what = err.Error()
 	if h := (*key.Hint)(nil); errors.As(err, &h) {
 		next = h.Next
@@ -16,5 +22,5 @@ func Explain(err error) (what, next string, input bool) {
 			what = what[:n]
 		}
 	}
-	return what, next, errors.Is(err, key.ErrInvalid)
+	return what, next
 }

@@ -40,12 +40,19 @@ const (
 	gatewayName = "gateway"
 )
 
+// minToken is the least length of an admin token that somebody wrote by hand.
+const minToken = 24
+
+const anotherToken = "mend the file, or remove it: the next start makes another token"
+
 // adminToken returns the path of the admin token's file, and makes the token
 // when there is none: whoever can read the file administers this server.
 func adminToken(ctx context.Context, st store.Store, dir string) (path string, made bool, err error) {
 	path = filepath.Join(dir, "admin.token")
 	v, err := client.ReadTokenFile(path)
 	switch {
+	case err == nil && v.Len() < minToken:
+		return path, false, key.WithHint(fmt.Errorf("%w: the admin token in %s could be guessed", key.ErrInvalid, path), anotherToken)
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist):
 		if v, _, err = client.NewToken(""); err != nil {
@@ -53,7 +60,7 @@ func adminToken(ctx context.Context, st store.Store, dir string) (path string, m
 		}
 		made = true
 	default:
-		return path, false, fmt.Errorf("reading the admin token: %w", err)
+		return path, false, key.WithHint(fmt.Errorf("reading the admin token: %w", err), anotherToken)
 	}
 	if err := registerToken(ctx, st, access.Token{Name: adminName, Hash: client.TokenHash(v), Role: access.RoleAdmin, By: access.System.Name}); err != nil {
 		return path, false, fmt.Errorf("registering the admin token: %w", err)
@@ -85,6 +92,10 @@ func registerToken(ctx context.Context, st store.Store, t access.Token) error {
 			return err
 		}
 		t.Created = tx.Now()
-		return tx.PutToken(t)
+		if err := tx.PutToken(t); err != nil {
+			return err
+		}
+		_, err := tx.TouchAll() // what it replaced is forgotten at once
+		return err
 	})
 }
