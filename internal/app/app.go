@@ -84,7 +84,7 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 	if err := a.engine.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("resolving the configuration: %w", err)
 	}
-	a.desk = handover.New(handover.Config{Store: a.store, Keyring: ring, Now: set.Now})
+	a.desk = handover.New(handover.Config{Store: a.store, Keyring: ring, Now: set.Now, Moved: a.engine.Moved})
 	if a.tokenFile, a.tokenMade, err = adminToken(ctx, a.store, set.Config); err != nil {
 		return nil, err
 	}

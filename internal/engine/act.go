@@ -30,10 +30,13 @@ func (p *pass) act(ctx context.Context, f *facts, r rotation.Rotation, a rotatio
 	case rotation.DoNeedKey:
 		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.NeedKey, Why: a.Why}, nil)
 	case rotation.DoSpare:
-		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.SpareTaken, To: a.Version, Revision: f.credential.Revision, Why: a.Why,
+		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.SpareTaken, To: a.Version, Why: a.Why,
 			Marks: rotation.Marks(p.version(a.Version), f.rules.Ledger)}, func(c *change) error {
 			if c.cred.Slots.Fallback != a.Version {
 				return fmt.Errorf("%w: the spare is gone", key.ErrConflict)
+			}
+			if _, err := c.touch(); err != nil {
+				return err
 			}
 			return c.tx.PutAsks(p.id, []evidence.Ask{{Version: p.version(a.Version), OK: 1 + seen(f, p.version(a.Version))}})
 		})
@@ -41,7 +44,17 @@ func (p *pass) act(ctx context.Context, f *facts, r rotation.Rotation, a rotatio
 		_, err := p.probe(ctx, f, a.Version)
 		return err
 	case rotation.DoProven:
-		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.Proven, Why: a.Why}, nil)
+		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.Proven, Why: a.Why}, func(c *change) error {
+			if !f.rules.Can.Probe {
+				return nil
+			}
+			v, err := c.tx.Version(p.version(r.To))
+			if err != nil {
+				return err
+			}
+			v.Proven = c.tx.Now()
+			return c.tx.PutVersion(v)
+		})
 	case rotation.DoStage:
 		return p.stage(ctx, r, a)
 	case rotation.DoInstall:

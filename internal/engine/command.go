@@ -303,6 +303,9 @@ func (e *Engine) store(ctx context.Context, by access.Principal, id key.Credenti
 			}
 		}
 		v := key.Version{ID: at, State: key.StateCandidate, Origin: origin, VendorID: vendorID, Fingerprint: print, Created: tx.Now(), Since: tx.Now()}
+		if res.Outcome == string(evidence.OK) {
+			v.Proven = tx.Now()
+		}
 		c.Next++
 		res.Version = n
 		r, err := tx.OpenRotation(id)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +34,8 @@ type Engine struct {
 	wake   chan struct{}
 	mu     sync.Mutex
 	probes map[key.CredentialID]map[key.Number]rotation.Probe // what this process probed; never stored
+	open   map[key.CredentialID]bool                          // what this process found at work
+	moved  map[key.CredentialID]bool                          // of these: something new is known of their holders
 }
 
 var _ API = (*Engine)(nil)
@@ -60,7 +63,8 @@ func New(cfg Config) *Engine {
 	if cfg.Event == nil {
 		cfg.Event = func(string, key.CredentialID, error) {}
 	}
-	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), probes: map[key.CredentialID]map[key.Number]rotation.Probe{}}
+	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), probes: map[key.CredentialID]map[key.Number]rotation.Probe{},
+		open: map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
 }
 
 func hexOf(random func([]byte), n int) string {
@@ -77,12 +81,63 @@ func (e *Engine) Wake() {
 	}
 }
 
+// Moved says that something new is known of the holders of ids. Those that are
+// being worked on are looked at now; the rest costs nothing. It does not block.
+func (e *Engine) Moved(ids []key.CredentialID) {
+	e.mu.Lock()
+	n := len(e.moved)
+	for _, id := range ids {
+		if e.open[id] {
+			e.moved[id] = true
+		}
+	}
+	n = len(e.moved) - n
+	e.mu.Unlock()
+	if n > 0 {
+		e.Wake()
+	}
+}
+
+// look makes due what has moved.
+func (e *Engine) look(ctx context.Context) error {
+	e.mu.Lock()
+	ids := slices.Collect(maps.Keys(e.moved))
+	clear(e.moved)
+	e.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	return e.cfg.Store.Observe(ctx, func(tx store.Tx) error {
+		for _, id := range ids {
+			if err := tx.Due(leaseKind, id.String(), tx.Now()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// busy notes whether the credential is being worked on.
+func (e *Engine) busy(id key.CredentialID, open bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if open {
+		e.open[id] = true
+	} else {
+		delete(e.open, id)
+	}
+}
+
 // Run works until ctx ends, and then returns nil once the present act is over.
 // A failure of the store is waited out.
 func (e *Engine) Run(ctx context.Context) error {
 	backoff := time.Duration(0)
 	for ctx.Err() == nil {
-		worked, err := e.Step(ctx)
+		err := e.look(ctx)
+		worked := false
+		if err == nil {
+			worked, err = e.Step(ctx)
+		}
 		if err != nil && ctx.Err() == nil {
 			e.cfg.Event("step", key.CredentialID{}, err)
 			backoff = min(max(2*backoff, 100*time.Millisecond), 10*time.Second)
@@ -161,6 +216,7 @@ func (p *pass) run(ctx context.Context) (time.Time, error) {
 			return time.Time{}, err
 		}
 		p.now = f.now
+		p.busy(p.id, f.open != nil || len(f.retirements) > 0)
 		acted, again, err := p.once(ctx, f)
 		if err != nil || !acted {
 			return again, err

@@ -155,6 +155,7 @@ type Version struct {
 	Created     time.Time `json:"created"`
 	Since       time.Time `json:"since"`              // when State was entered
 	Expires     time.Time `json:"expires,omitzero"`   // zero: no known expiry
+	Proven      time.Time `json:"proven,omitzero"`    // when the server's own probes last proved that it works; zero: never
 	Saved       string    `json:"saved,omitempty"`    // what the provider needs to enable it again; never a secret
 	Note        string    `json:"note,omitempty"`     // for people; never a secret
 	Rotation    string    `json:"rotation,omitempty"` // the rotation that made it

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/keybaton/keybaton/api"
@@ -169,27 +168,10 @@ func (v *view) health(c key.Credential, primary key.Version) (health, why string
 	if seen != "" {
 		return api.HealthOK, seen, nil
 	}
-	if primary.Rotation != "" {
-		r, err := v.tx.Rotation(primary.Rotation)
-		if err != nil && !errors.Is(err, key.ErrNotFound) {
-			return "", "", fmt.Errorf("reading the rotation that made %s: %w", primary.ID, err)
-		}
-		if err == nil && r.To == primary.ID.Number && proven(r) {
-			return api.HealthOK, primary.ID.Number.String() + " answered ok to every probe when it came in", nil
-		}
+	if !primary.Proven.IsZero() {
+		return api.HealthOK, primary.ID.Number.String() + " answered ok to every probe when it came in", nil
 	}
 	return api.HealthUnverified, "nobody has seen " + primary.ID.Number.String() + " work yet", nil
-}
-
-// proven reports whether the new version of r was probed before it was staged:
-// a gate that was opened without proof says so.
-func proven(r rotation.Rotation) bool {
-	for _, s := range r.Steps {
-		if s.Step == rotation.StepGenerate {
-			return !s.Ended.IsZero() && s.Gate != "" && !strings.HasPrefix(s.Gate, "unverified") && r.Approved[rotation.StepGenerate] == ""
-		}
-	}
-	return false
 }
 
 // answers sums what callers of the credential saw.
