@@ -48,13 +48,19 @@ func (d *Desk) frame(ctx context.Context, s *snapshot, by access.Principal, p pr
 	f := link.Frame{Revision: s.revision}
 	f.Full = !known || since.IsZero() || had.revision != since || since.Epoch != s.revision.Epoch
 
+	// What was known of holds may have been waived since that frame: then all
+	// that the process still has is recorded anew, changed or not.
+	anew := !f.Full && had.whole != s.whole
 	var ids []key.CredentialID
-	var out []*entry
+	var out, held []*entry
 	for _, e := range s.entries {
 		if !granted(by.Grants, e.cred.ID) {
 			continue
 		}
 		ids = append(ids, e.cred.ID)
+		if anew {
+			held = append(held, e)
+		}
 		if f.Full || e.cred.Revision.Compare(since) > 0 || !contains(had.ids, e.cred.ID) {
 			out = append(out, e)
 		}
@@ -69,7 +75,10 @@ func (d *Desk) frame(ctx context.Context, s *snapshot, by access.Principal, p pr
 			ids = had.ids // one list for all its frames
 		}
 	}
-	if err := d.hold(ctx, s, by, p.boot, out); err != nil {
+	if !anew {
+		held = out
+	}
+	if err := d.hold(ctx, s, by, p.boot, held); err != nil {
 		return link.Frame{}, err
 	}
 	for _, e := range out {
@@ -90,7 +99,7 @@ func (d *Desk) frame(ctx context.Context, s *snapshot, by access.Principal, p pr
 	if len(d.sent) >= maxSent {
 		clear(d.sent)
 	}
-	d.sent[p] = sent{s.revision, ids}
+	d.sent[p] = sent{s.revision, ids, s.whole}
 	d.mu.Unlock()
 	return f, nil
 }

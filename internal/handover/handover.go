@@ -66,6 +66,7 @@ type process struct{ consumer, boot string }
 type sent struct {
 	revision key.Revision
 	ids      []key.CredentialID // sorted; shared, never changed
+	whole    key.Revision       // of the snapshot that it was made from
 }
 
 // maxSent bounds how many processes are remembered. One that is forgotten gets

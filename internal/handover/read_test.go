@@ -197,6 +197,10 @@ func TestAfterForgetTheNextReadIsHeldAnew(t *testing.T) {
 		t.Fatalf("handed out without a hold: %v %v", h.holds("r"), h.holds("gw"))
 	}
 	forget()
+	if g := h.frame(gw, "b", f.Revision); g.Full || len(h.holds("gw")) != 1 {
+		t.Fatalf("a process that is alive after all is not waited for: %v", h.holds("gw"))
+	}
+	forget()
 	h.desk.Forgotten("gw")
 	if g := h.frame(gw, "b", f.Revision); !g.Full {
 		t.Fatal("a forgotten process got a difference")

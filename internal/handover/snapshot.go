@@ -23,7 +23,8 @@ import (
 // of holds.
 type snapshot struct {
 	revision key.Revision
-	entries  []*entry // by id
+	whole    key.Revision // at which everything was read, not only what had changed
+	entries  []*entry     // by id
 	byID     map[key.CredentialID]*entry
 	tokens   map[string]access.Token // by hash
 	names    []access.Token          // by name
@@ -125,7 +126,7 @@ func build(tx store.Tx, old *snapshot) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &snapshot{revision: rev, byID: make(map[key.CredentialID]*entry, len(creds)), tokens: make(map[string]access.Token, len(tokens)), names: tokens}
+	s := &snapshot{revision: rev, whole: rev, byID: make(map[key.CredentialID]*entry, len(creds)), tokens: make(map[string]access.Token, len(tokens)), names: tokens}
 	for _, t := range tokens {
 		s.tokens[t.Hash] = t
 	}
@@ -136,6 +137,9 @@ func build(tx store.Tx, old *snapshot) (*snapshot, error) {
 	r := reader{tx: tx, old: old}
 	if old != nil && !explained(old.revision, rev, creds) {
 		r.old = nil
+	}
+	if r.old != nil {
+		s.whole = old.whole
 	}
 	if r.old == nil {
 		if err := r.readAll(); err != nil {
