@@ -228,6 +228,9 @@ func (v *view) rotation(r rotation.Rotation) api.Rotation {
 	}
 	for _, s := range standings {
 		h := toHolder(s)
+		if r.Revision.IsZero() {
+			h.Why = "" // nothing was handed out yet that could be acknowledged
+		}
 		if b, ok := v.ledger.Boot(s.Consumer, s.Boot); ok && r.State == rotation.Quieting {
 			began := time.Duration(0) // of a process that came later
 			for _, m := range r.Marks {
