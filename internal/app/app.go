@@ -78,7 +78,7 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.engine = engine.New(engine.Config{Store: a.store, Keyring: ring, Providers: drivers, Poll: set.Poll, Event: func(what string, id key.CredentialID, err error) {
+	a.engine = engine.New(engine.Config{Store: a.store, Keyring: ring, Providers: drivers, Poll: set.Poll, Forgot: func(name string) { a.desk.Forgotten(name) }, Event: func(what string, id key.CredentialID, err error) {
 		a.log.Warn("engine", "what", what, "credential", id.String(), "error", err)
 	}})
 	if err := a.engine.Refresh(ctx); err != nil {

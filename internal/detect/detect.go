@@ -427,10 +427,10 @@ func work(c Credential, now time.Time) []alert.Signal {
 	var out []alert.Signal
 	if r := c.Open; r != nil && (r.State == rotation.Stopped || r.Gate.Person && !r.Paused) {
 		s := alert.Signal{Credential: c.ID, Version: r.To, Kind: alert.Rotation, Severity: alert.Warning,
-			Error: "the rotation waits for a person", Cause: cmp.Or(r.Gate.Reason, r.Back, "it needs a decision"), Fix: command("approve", c.ID), Evidence: "rotation " + r.ID}
+			Error: "the rotation waits for a person", Cause: cmp.Or(r.Gate.Reason, r.Back, "it needs a decision"), Fix: command("rotate approve", c.ID), Evidence: "rotation " + r.ID}
 		switch r.State {
 		case rotation.Stopped:
-			s.Error, s.Severity, s.Fix = "the rotation has stopped", alert.Critical, command("resume", c.ID)
+			s.Error, s.Severity, s.Fix = "the rotation has stopped", alert.Critical, command("rotate resume", c.ID)
 		case rotation.WaitingKey:
 			s.Fix = command("set", c.ID)
 		}
@@ -438,9 +438,13 @@ func work(c Credential, now time.Time) []alert.Signal {
 	}
 	for _, t := range c.Retirements {
 		if t.Gate.Person {
+			fix := command("rotate approve", c.ID)
+			if t.Gate.Asks == "" {
+				fix = cmp.Or(t.Gate.Reason, command("status", c.ID)) // nothing to approve: it is done at the vendor
+			}
 			out = append(out, alert.Signal{Credential: c.ID, Version: t.Version.Number, Kind: alert.Retirement, Severity: alert.Warning,
 				Error: "the retirement of " + t.Version.Number.String() + " waits for a person",
-				Cause: cmp.Or(t.Gate.Reason, "it needs a decision"), Fix: command("approve", c.ID)})
+				Cause: cmp.Or(t.Gate.Reason, "it needs a decision"), Fix: fix})
 			break
 		}
 	}

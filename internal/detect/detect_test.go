@@ -343,9 +343,9 @@ func TestWork(t *testing.T) {
 		fix  string
 		none bool
 	}{
-		{r: rotation.Rotation{State: rotation.Stopped}, s: alert.Critical, fix: "keybaton resume billing-api --env prod"},
+		{r: rotation.Rotation{State: rotation.Stopped}, s: alert.Critical, fix: "keybaton rotate resume billing-api --env prod"},
 		{r: rotation.Rotation{State: rotation.WaitingKey, Gate: rotation.Gate{Person: true, Reason: "a person issues the key"}}, s: alert.Warning, fix: "keybaton set billing-api --env prod"},
-		{r: rotation.Rotation{State: rotation.Quieting, Gate: rotation.Gate{Person: true, Reason: "unknown copies"}}, s: alert.Warning, fix: "keybaton approve billing-api --env prod"},
+		{r: rotation.Rotation{State: rotation.Quieting, Gate: rotation.Gate{Person: true, Reason: "unknown copies"}}, s: alert.Warning, fix: "keybaton rotate approve billing-api --env prod"},
 		{r: rotation.Rotation{State: rotation.Quieting, Paused: true, Gate: rotation.Gate{Person: true}}, none: true},
 	}
 	for _, tt := range tests {

@@ -94,6 +94,8 @@ func (p *pass) act(ctx context.Context, f *facts, r rotation.Rotation, a rotatio
 		return p.enable(ctx, f, ret)
 	case rotation.DoDrop:
 		return p.drop(ctx, r, a)
+	case rotation.DoDiscard:
+		return p.discard(ctx, r, a)
 	case rotation.DoStop:
 		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.Stop, Why: a.Why}, nil)
 	}
@@ -155,6 +157,7 @@ func (c *change) retireVersion(n key.Number, rev key.Revision, emergency bool) e
 	if v.State.Terminal() || v.State.Retiring() {
 		return nil
 	}
+	c.p.remember(c.p.id, n, rotation.Probe{}) // what it answered in its slot proves nothing of its end
 	v.State, v.Since = key.StateRetired, c.tx.Now()
 	if err := c.tx.PutVersion(v); err != nil {
 		return err
@@ -306,6 +309,13 @@ func (c *change) void(n key.Number, why string) error {
 // refused records that the vendor did nothing, for certain.
 func (p *pass) refused(ctx context.Context, r rotation.Rotation, cause error) error {
 	e := rotation.Event{Kind: rotation.Refused, Why: cause.Error(), Retry: p.now.Add(backoff(r.Attempt, cause))}
+	e.Full = provider.KindOf(cause) == provider.Full
+	if e.Full && r.Kind != rotation.Spare {
+		e.Retry = p.now // the spare may do
+		if r.Full {
+			e.Retry = p.now.Add(time.Minute)
+		}
+	}
 	if provider.KindOf(cause) == provider.Denied {
 		e.Retry = p.now.Add(max(time.Minute, backoff(r.Attempt, cause)))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -40,9 +41,10 @@ func (e *Engine) Rotate(ctx context.Context, by access.Principal, id key.Credent
 // refusal says why a rotation cannot begin now.
 func refusal(f *facts, o RotateOptions) error {
 	id := f.credential.ID
-	if f.open != nil && !o.Emergency {
+	// While the old key is only on its way out, its retirement goes on by itself.
+	if where := " " + id.Service + " --env " + id.Environment; f.open != nil && !o.Emergency && f.open.State != rotation.Retiring {
 		return key.WithHint(fmt.Errorf("%w: %s is being rotated already (%s, %s)", key.ErrConflict, id, f.open.ID, f.open.State),
-			"watch it: keybaton status "+id.Service+" --env "+id.Environment+" --watch, or take it back: keybaton rollback "+id.Service+" --env "+id.Environment)
+			"watch it: keybaton status"+where+" --watch; take it back: keybaton rollback"+where+"; or replace the primary whatever it does: keybaton rotate"+where+" --emergency")
 	}
 	if f.service.Manager == "" && f.info.Manager == "required" {
 		return key.WithHint(fmt.Errorf("%w: provider %s needs a manager key and service %s names none", key.ErrConflict, f.service.Provider, id.Service),
@@ -55,6 +57,10 @@ func refusal(f *facts, o RotateOptions) error {
 		}
 		if v.State.Terminal() {
 			return fmt.Errorf("%w: %s is %s already", key.ErrConflict, o.Leaked, v.State)
+		}
+		if v.State == key.StateIntent || v.State == key.StateUnknown {
+			return key.WithHint(fmt.Errorf("%w: nobody knows whether %s exists at the vendor; it is looked for, and revoked when it is found", key.ErrConflict, o.Leaked),
+				"name the leaked version, or leave --leaked out for the primary")
 		}
 	}
 	return nil
@@ -74,6 +80,15 @@ func (e *Engine) begin(ctx context.Context, by access.Principal, id key.Credenti
 	rid := hexOf(e.cfg.Rand, 8)
 	err := e.cfg.Store.Update(ctx, audit.Entry{Actor: by.Name, Action: "rotation.begun", Credential: id, Rotation: rid,
 		Detail: map[string]string{"kind": string(kind), "why": o.Why}}, func(tx store.Tx) error {
+		open, err := tx.OpenRotation(id)
+		if err != nil && !isNotFound(err) {
+			return err
+		}
+		if err == nil && (kind == rotation.Emergency || open.State == rotation.Retiring) {
+			if err := supersede(tx, id, tx.Now()); err != nil {
+				return err
+			}
+		}
 		c, err := tx.Credential(id)
 		if err != nil {
 			return err
@@ -84,9 +99,6 @@ func (e *Engine) begin(ctx context.Context, by access.Principal, id key.Credenti
 		r = rotation.New(rid, c, kind, by.Name, o.Why, tx.Now())
 		if kind == rotation.Emergency {
 			if err := e.leak(tx, &c, &r, o.Leaked); err != nil {
-				return err
-			}
-			if err := supersede(tx, id, tx.Now()); err != nil {
 				return err
 			}
 			if r.State.Ended() {
@@ -211,6 +223,10 @@ func (e *Engine) Set(ctx context.Context, by access.Principal, id key.Credential
 		return SetResult{}, err
 	}
 	waiting := f.open != nil && f.open.State == rotation.WaitingKey
+	if f.open != nil && f.open.Kind == rotation.Emergency && !waiting {
+		return SetResult{}, key.WithHint(fmt.Errorf("%w: an emergency is under way (%s), and a pasted key would end its urgency", key.ErrConflict, f.open.State),
+			"wait until it is over: keybaton status "+id.Service+" --env "+id.Environment+" --watch")
+	}
 	switch {
 	case probe.Outcome == evidence.Auth && f.rules.Can.Early == 0, probe.Outcome == evidence.Auth && f.credential.Slots.Primary == 0:
 		return SetResult{}, key.WithHint(fmt.Errorf("%w: the vendor refuses this key (%s); nothing was changed", key.ErrInvalid, probe.Text),
@@ -442,8 +458,8 @@ func (e *Engine) Approve(ctx context.Context, by access.Principal, id key.Creden
 			return err
 		}
 		for _, ret := range rets {
-			if ret.Gate.Person && ret.Approved == "" {
-				ret.Approved = by.Name
+			if q := ret.Gate.Asks; ret.Gate.Person && q != "" && ret.Approved[q] == "" {
+				ret.Approved = answered(ret.Approved, by.Name, q)
 				ret.Gate = rotation.Gate{Reason: "approved by " + by.Name}
 				n++
 				if err := tx.PutRetirement(ret); err != nil {
@@ -460,6 +476,18 @@ func (e *Engine) Approve(ctx context.Context, by access.Principal, id key.Creden
 		e.Wake()
 	}
 	return r, err
+}
+
+// answered returns a with the questions answered by who.
+func answered(a rotation.Answers, who string, qs ...rotation.Question) rotation.Answers {
+	out := maps.Clone(a)
+	if out == nil {
+		out = rotation.Answers{}
+	}
+	for _, q := range qs {
+		out[q] = who
+	}
+	return out
 }
 
 // Rollback takes the open rotation back to the old key, which is probed first:
@@ -541,7 +569,7 @@ func (e *Engine) Revoke(ctx context.Context, by access.Principal, id key.Version
 		if err != nil {
 			return err
 		}
-		r.Approved, r.Retry = by.Name, time.Time{}
+		r.Approved, r.Retry = answered(r.Approved, by.Name, rotation.AskReaders, rotation.AskCopies), time.Time{}
 		if err := tx.PutRetirement(r); err != nil {
 			return err
 		}
@@ -570,6 +598,12 @@ func (e *Engine) Forget(ctx context.Context, by access.Principal, consumer strin
 		if err != nil {
 			return err
 		}
+		for _, b := range bs {
+			if b.Kind.Acknowledges() && tx.Now().Sub(b.Seen) < evidence.SilentAfter {
+				return key.WithHint(fmt.Errorf("%w: %s is alive (heard from %s ago); what it holds it uses", key.ErrConflict, consumer, tx.Now().Sub(b.Seen).Round(time.Second)),
+					fmt.Sprintf("stop it first, then forget it after %s of silence", evidence.SilentAfter))
+			}
+		}
 		if len(hs)+len(bs) == 0 {
 			return key.WithHint(fmt.Errorf("%w: consumer %q holds nothing", key.ErrNotFound, consumer), "see them: keybaton consumer list")
 		}
@@ -578,6 +612,11 @@ func (e *Engine) Forget(ctx context.Context, by access.Principal, consumer strin
 				return err
 			}
 			holds++
+			// Should it come back after all, it is given the key anew, and the hold
+			// with it.
+			if _, err := tx.Touch(h.Version.Credential); err != nil && !isNotFound(err) {
+				return err
+			}
 			if err := tx.Due(leaseKind, h.Version.Credential.String(), tx.Now()); err != nil {
 				return err
 			}
@@ -591,6 +630,7 @@ func (e *Engine) Forget(ctx context.Context, by access.Principal, consumer strin
 		return err
 	})
 	if err == nil {
+		e.cfg.Forgot(consumer)
 		e.Wake()
 	}
 	return holds, err

@@ -75,6 +75,11 @@ func (e *Engine) Configure(ctx context.Context, by access.Principal, cfg Configu
 			return err
 		}
 		for _, c := range all {
+			if c.Policy != "" {
+				if _, err := tx.Policy(c.Policy); err != nil {
+					return key.WithHint(fmt.Errorf("%w: credential %s follows the policy %q, which would be gone", key.ErrConflict, c.ID, c.Policy), "keep the policy, or give the credential another one")
+				}
+			}
 			if slices.ContainsFunc(cfg.Services, func(s key.Service) bool { return s.Name == c.ID.Service }) &&
 				!slices.ContainsFunc(cfg.Credentials, func(o key.Credential) bool { return o.ID == c.ID }) {
 				if err := e.declare(tx, c); err != nil {
@@ -163,6 +168,19 @@ func (p *pass) plan(ctx context.Context, f *facts) (acted bool, again time.Time,
 		return false, time.Time{}, nil
 	}
 	if at := f.policy.Due(c.ID, c.Rotated); !at.IsZero() {
+		if f.last != nil && f.last.State != rotation.Done && f.last.Kind != rotation.Spare && f.last.Ended.After(c.Rotated) {
+			// It was tried and taken back: not again at once.
+			pause := 24 * time.Hour
+			if f.policy.Every > 0 {
+				pause = min(pause, f.policy.Every)
+			}
+			if t := f.last.Ended.Add(pause); t.After(at) {
+				at = t
+			}
+		}
+		if !f.now.Before(at) {
+			at = f.policy.Fit(f.now) // it may be late, and the window closed
+		}
 		if !f.now.Before(at) {
 			_, err := p.begin(ctx, access.System, c.ID, rotation.Scheduled, RotateOptions{Why: "due by policy " + policyName(c)})
 			return true, time.Time{}, err

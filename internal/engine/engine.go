@@ -33,6 +33,10 @@ type Config struct {
 	Poll      time.Duration     // how often a waiting gate is looked at again; default 1 s
 	Rand      func([]byte)      // nil means crypto/rand
 
+	// Forgot is told of a consumer whose holds were waived, so that whoever
+	// remembers what it was given forgets that too; nil is told nothing.
+	Forgot func(consumer string)
+
 	// Event is told of what went wrong while working; it must not block. The
 	// error holds no plaintext.
 	Event func(what string, id key.CredentialID, err error)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -55,11 +56,12 @@ func (e *Engine) read(tx store.Tx, id key.CredentialID, f *facts) (err error) {
 	if f.credential, err = tx.Credential(id); err != nil {
 		return err
 	}
+	// What a credential needs and is not there is not a credential that is gone.
 	if f.service, err = tx.Service(id.Service); err != nil {
-		return err
+		return fmt.Errorf("%w: the service of %s cannot be read: %v", key.ErrConflict, id, err)
 	}
 	if f.policy, err = policyOf(tx, f.credential); err != nil {
-		return err
+		return fmt.Errorf("%w: the policy of %s cannot be read: %v", key.ErrConflict, id, err)
 	}
 	if f.versions, err = tx.Versions(id); err != nil {
 		return err
@@ -94,7 +96,7 @@ func (e *Engine) read(tx store.Tx, id key.CredentialID, f *facts) (err error) {
 		}
 	}
 	if f.driver, err = e.cfg.Providers.Driver(f.service.Provider); err != nil {
-		return err
+		return fmt.Errorf("%w: %v", key.ErrConflict, err)
 	}
 	f.params = paramsOf(f.service, f.credential)
 	f.info = f.driver.Describe(provider.Env{Transport: e.cfg.Transport, Params: f.params, Call: f.credential.Call})

@@ -187,8 +187,8 @@ func (p *pass) confirm(ctx context.Context, f *facts, r rotation.Retirement, a r
 		if err != nil {
 			return err
 		}
-		if s.Outcome == evidence.Other || s.Outcome == evidence.Rate {
-			return p.failed(ctx, r, "confirming", fmt.Errorf("the survivor %s answers %s, so the refusals prove nothing yet", f.credential.Slots.Primary, s.Text))
+		if s.Outcome != evidence.OK {
+			return p.failed(ctx, r, "confirming", fmt.Errorf("the survivor %s answers %s from the same place, so the refusals prove nothing yet", f.credential.Slots.Primary, s.Text))
 		}
 		why += fmt.Sprintf("; the survivor %s answers %s", f.credential.Slots.Primary, s.Outcome)
 	}

@@ -190,6 +190,33 @@ func (p *pass) drop(ctx context.Context, r rotation.Rotation, a rotation.Action)
 	})
 }
 
+// discard empties the fallback slot of a spare that the vendor refuses. Nobody
+// loses a key that works.
+func (p *pass) discard(ctx context.Context, r rotation.Rotation, a rotation.Action) error {
+	return p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "spare.discarded", Credential: p.id, Version: a.Version, Rotation: r.ID, Detail: map[string]string{"why": a.Why}}, func(tx store.Tx) error {
+		if err := tx.Fence(*p.held); err != nil {
+			return err
+		}
+		c := &change{p: p, tx: tx, rot: r}
+		var err error
+		if c.cred, err = tx.Credential(p.id); err != nil {
+			return err
+		}
+		if c.cred.Slots.Fallback != a.Version {
+			return nil
+		}
+		rev, err := c.touch()
+		if err != nil {
+			return err
+		}
+		c.cred.Slots.Fallback = 0
+		if err := c.retireVersion(a.Version, rev, false); err != nil {
+			return err
+		}
+		return tx.PutCredential(c.cred)
+	})
+}
+
 // commit applies e to the rotation id as it stands now, with whatever else fn
 // changes, in one transaction under the lease. fn may be nil.
 func (p *pass) commit(ctx context.Context, id string, e rotation.Event, fn func(c *change) error) error {

@@ -63,6 +63,9 @@ func New(cfg Config) *Engine {
 	if cfg.Event == nil {
 		cfg.Event = func(string, key.CredentialID, error) {}
 	}
+	if cfg.Forgot == nil {
+		cfg.Forgot = func(string) {}
+	}
 	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), probes: map[key.CredentialID]map[key.Number]rotation.Probe{},
 		open: map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
 }
@@ -246,7 +249,14 @@ func (p *pass) once(ctx context.Context, f *facts) (acted bool, again time.Time,
 	for _, r := range f.retirements {
 		a, g := rotation.NextRetire(r, f.rules, f.now)
 		if a.Do != rotation.Wait {
-			return true, time.Time{}, p.retire(ctx, f, r, a)
+			err := p.retire(ctx, f, r, a)
+			if err == nil || errors.Is(err, key.ErrFenced) || ctx.Err() != nil {
+				return true, time.Time{}, err
+			}
+			// It must not keep others from their end.
+			p.cfg.Event("retiring "+r.Version.String(), p.id, err)
+			sooner(f.now.Add(max(p.cfg.Poll, time.Second)))
+			continue
 		}
 		if err := p.noteGate(ctx, r.Gate, g, func(tx store.Tx) error { return tx.PutRetirementGate(r.Version, g) }); err != nil {
 			return false, time.Time{}, err

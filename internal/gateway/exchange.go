@@ -203,7 +203,9 @@ func (x *Exchange) Attempt() Attempt {
 	if x.i > 0 {
 		x.now = x.core.cfg.Now()
 	}
-	s.use.stamp(x.core.elapsed(x.now))
+	if x.i == 0 {
+		s.use.stamp(x.core.elapsed(x.now))
+	}
 	x.pending = true
 	return Attempt{Version: s.id, Key: s.key, Header: s.header, Primary: len(x.cr.slots) > 0 && s == x.cr.slots[0]}
 }
@@ -223,6 +225,12 @@ func (x *Exchange) Answered(a call.Answer, replayable bool) (again bool) {
 	x.pending = false
 	x.outcome, x.dead = o, dead
 	s.use.live.add(o)
+	if x.i > 0 && o != evidence.Auth && o != evidence.Perm {
+		// A second version that is refused like the first was not what the
+		// request needed: it does not count as in use, or callers who may not do
+		// what they ask could keep an old key alive.
+		s.use.stamp(x.core.elapsed(x.now))
+	}
 	switch o {
 	case evidence.OK:
 		x.verdict(s)
@@ -271,6 +279,7 @@ func (x *Exchange) Failed() {
 	if x.pending {
 		x.pending = false
 		x.order[x.i].use.live.other.Add(1)
+		x.order[x.i].use.stamp(x.core.elapsed(x.now))
 	}
 	x.outcome, x.dead, x.failed = evidence.Other, false, true
 	x.settle()

@@ -67,6 +67,7 @@ const (
 	DoEnable   Act = "enable" // the old key, before it is swapped back
 	DoDrop     Act = "drop"
 	DoStop     Act = "stop"
+	DoDiscard  Act = "discard the spare"
 )
 
 // Action is what to do now, and why.
@@ -127,7 +128,7 @@ func Next(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	case Undoing:
 		return quieting(r, f, r.To, now)
 	case Stopped:
-		return closed(Gate{Reason: r.Why, Person: true, Missing: []string{"keybaton rotate resume, or keybaton rollback"}})
+		return closed(Gate{Reason: r.Why, Person: true, Missing: []string{"keybaton rotate resume, keybaton rollback, or keybaton rotate --emergency for a new key"}})
 	}
 	return closed(Gate{Reason: fmt.Sprintf("[unexpected] state %q", r.State), Person: true})
 }
@@ -171,11 +172,15 @@ func (f Facts) spare(r Rotation) key.Number {
 func planned(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	n, names := f.living()
 	room := f.Can.Max == 0 || n < f.Can.Max
-	if spare := f.spare(r); spare != 0 && (r.Kind == Emergency || f.Can.Issue && !room) {
-		if p, ok := f.fresh(spare, now); !ok {
+	if spare := f.spare(r); spare != 0 && (r.Kind == Emergency || f.Can.Issue && (!room || r.Full)) {
+		p, ok := f.fresh(spare, now)
+		switch {
+		case !f.Can.Probe && !room, ok && p.Outcome == evidence.OK:
+			return act(DoSpare, spare, "the vendor has no room and the spare is there")
+		case f.Can.Probe && !ok:
 			return act(DoProbe, spare, "the spare is probed before it is used")
-		} else if p.Outcome == evidence.OK {
-			return act(DoSpare, spare, "the spare answers ok")
+		case ok && p.Outcome == evidence.Auth && f.Can.Issue && (!room || r.Full):
+			return act(DoDiscard, spare, "the spare is dead ("+p.Text+") and takes the room of a new key")
 		}
 	}
 	if !f.Can.Issue {
@@ -192,7 +197,7 @@ func unknown(r Rotation, f Facts) (Action, Gate) {
 		return act(DoLook, r.To, "the vendor can list its keys")
 	}
 	if r.approved() {
-		return act(DoLook, r.To, "approved by "+r.Approved[StepGenerate])
+		return act(DoLook, r.To, "looked for by "+r.Approved[StepGenerate])
 	}
 	label := f.Versions[r.To].Label
 	return closed(Gate{Reason: "the vendor's answer was lost and it cannot list its keys", Person: true,
@@ -500,6 +505,9 @@ func rollingBack(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	}
 	old := f.Versions[r.From]
 	if old.State == key.StateDisabled || old.State == key.StateDisabling {
+		if ret := f.Retirements[r.From]; now.Before(ret.Retry) {
+			return closed(Gate{Reason: "the old key could not be enabled: " + ret.Gate.Reason, Again: ret.Retry})
+		}
 		return act(DoEnable, r.From, "the old key is disabled at the vendor")
 	}
 	if !f.Can.Probe {

@@ -109,12 +109,12 @@ func retired(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		switch {
 		case over:
 			why = fmt.Sprintf("the deadline of the emergency has passed; not waited for: %v", missing)
-		case onlyUnbound(r, f, now) && (r.Approved != "" || f.Policy.Unverified == UnverifiedProceed):
+		case onlyUnbound(r, f, now) && (r.Approved[AskReaders] != "" || f.Policy.Unverified == UnverifiedProceed):
 			why = "unverified: readers that declare no refresh interval"
 		default:
 			g := Gate{Reason: fmt.Sprintf("%d may still hold %s", len(missing), n), Missing: missing, Again: r.Deadline}
 			if unbound && onlyUnbound(r, f, now) && f.Policy.Unverified == UnverifiedAsk {
-				g.Person = true
+				g.Person, g.Asks = true, AskReaders
 				g.Missing = append(g.Missing, approve(r))
 			}
 			return closed(g)
@@ -123,7 +123,7 @@ func retired(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	if !f.Can.Revoke || v.VendorID == "" {
 		return person(r, f, now)
 	}
-	if v.UnknownCopies() && !f.Can.Disable && !r.Emergency && r.Approved == "" {
+	if v.UnknownCopies() && !f.Can.Disable && !r.Emergency && r.Approved[AskCopies] == "" {
 		switch f.Policy.Unverified {
 		case UnverifiedProceed:
 			why += "; unverified: it may live where nobody is seen"
@@ -131,7 +131,7 @@ func retired(r Retirement, f Facts, now time.Time) (Action, Gate) {
 			return closed(Gate{Reason: fmt.Sprintf("unverified: %s came from outside or was read out, and may live where nobody is seen", n)})
 		default:
 			return closed(Gate{Reason: fmt.Sprintf("unverified: %s came from outside or was read out, and may live where nobody is seen", n),
-				Person: true, Missing: []string{approve(r)}})
+				Person: true, Asks: AskCopies, Missing: []string{approve(r)}})
 		}
 	}
 	if f.Can.Disable {
@@ -150,14 +150,27 @@ func onlyUnbound(r Retirement, f Facts, now time.Time) bool {
 	})
 }
 
+// which says which key a version is, for somebody who sees only the vendor's
+// list.
+func which(v key.Version) string {
+	s := v.ID.Number.String()
+	switch {
+	case v.VendorID != "":
+		s += " (" + v.VendorID + ")"
+	case !v.Created.IsZero():
+		s += " (the key that was " + string(v.Origin) + " here on " + v.Created.UTC().Format("2006-01-02 15:04 UTC") + ")"
+	}
+	return s
+}
+
 // person waits for somebody to revoke the key at the vendor; a probe proves it.
 func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	n := r.Version.Number
 	if !f.Can.Probe {
-		if r.Approved != "" {
-			return act(DoUnproven, n, r.Approved+" says that it is revoked at the vendor; no probe is declared")
+		if who := r.Approved[AskRevoked]; who != "" {
+			return act(DoUnproven, n, who+" says that it is revoked at the vendor; no probe is declared")
 		}
-		return closed(Gate{Reason: "revoke " + n.String() + " at the vendor, then say so", Person: true, Missing: append(slices.Clone(f.Can.Undo), approve(r))})
+		return closed(Gate{Reason: "revoke " + which(f.Versions[n]) + " at the vendor, then say so", Person: true, Asks: AskRevoked, Missing: append(slices.Clone(f.Can.Undo), approve(r))})
 	}
 	dead := f.dead(n, r.Entered)
 	if dead >= max(1, f.Can.DeadOK) {
@@ -168,7 +181,7 @@ func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		every = max(every, 15*time.Second)
 	}
 	if p, ok := f.Probes[n]; ok && now.Sub(p.At) < every {
-		g := Gate{Reason: fmt.Sprintf("revoke %s at the vendor; a probe notices when it is dead", n), Person: true, Missing: slices.Clone(f.Can.Undo), Again: p.At.Add(every)}
+		g := Gate{Reason: "revoke " + which(f.Versions[n]) + " at the vendor; a probe notices when it is dead", Person: true, Missing: slices.Clone(f.Can.Undo), Again: p.At.Add(every)}
 		if dead > 0 {
 			g.Reason, g.Person, g.Missing = fmt.Sprintf("%s was refused %d of %d times", n, dead, f.Can.DeadOK), false, nil
 		}

@@ -114,6 +114,7 @@ type Rotation struct {
 	Displaced  key.Number       `json:"displaced,omitempty"` // the spare that staging put out of its slot
 	Attempt    int              `json:"attempt,omitempty"`   // how often a key was asked for
 	Revision   key.Revision     `json:"revision"`            // of its last change of slots
+	Full       bool             `json:"full,omitempty"`      // the vendor said that it has no room
 	Marks      []Mark           `json:"marks,omitempty"`     // counters when the present watch began
 	By         string           `json:"by"`
 	Why        string           `json:"why,omitempty"`
@@ -155,6 +156,7 @@ type Gate struct {
 	Reason  string    `json:"reason,omitempty"`  // for people: what opened it, or what it waits for
 	Missing []string  `json:"missing,omitempty"` // who or what is waited for
 	Person  bool      `json:"person,omitempty"`  // only a person can open it
+	Asks    Question  `json:"asks,omitempty"`    // what an approval of a retirement would say
 	Again   time.Time `json:"again,omitzero"`    // look again then at the latest
 }
 
@@ -171,11 +173,25 @@ type Retirement struct {
 	Retry     time.Time     `json:"retry,omitzero"`
 	Attempts  int           `json:"attempts,omitempty"` // vendor calls that failed in this state
 	Called    time.Time     `json:"called,omitzero"`    // when the vendor said it revoked
-	Approved  string        `json:"approved,omitempty"` // who let it go on without proof of non-use
+	Approved  Answers       `json:"approved,omitempty"` // what people have said, and who
 	Person    bool          `json:"person,omitempty"`   // a person revokes it at the vendor
 	Gate      Gate          `json:"gate"`
 	Ended     time.Time     `json:"ended,omitzero"`
 }
+
+// Question is what a retirement asks a person. An answer to one is not an
+// answer to another.
+type Question string
+
+// The questions of a retirement.
+const (
+	AskReaders Question = "readers" // may those who declare no refresh interval be passed over?
+	AskCopies  Question = "copies"  // may copies that nobody sees be passed over?
+	AskRevoked Question = "revoked" // is it revoked at the vendor?
+)
+
+// Answers are questions that people have answered with yes, and who.
+type Answers map[Question]string
 
 // Unverified says what to do where non-use cannot be proven.
 type Unverified string

@@ -77,11 +77,17 @@ func (p Policy) Due(id key.CredentialID, rotated time.Time) time.Time {
 		_, _ = fmt.Fprintf(h, "%s %d", id, rotated.UnixMilli())
 		at = at.Add(time.Duration(h.Sum64() % uint64(p.Jitter)))
 	}
-	w, err := parseWindow(p.Window)
-	if err != nil {
+	return p.Fit(at)
+}
+
+// Fit returns t, or the next moment after it that lies in the policy's window.
+func (p Policy) Fit(t time.Time) time.Time {
+	zone, err1 := p.zone()
+	w, err2 := parseWindow(p.Window)
+	if err1 != nil || err2 != nil {
 		return time.Time{}
 	}
-	return w.next(at.In(zone)).UTC()
+	return w.next(t.In(zone)).UTC()
 }
 
 // window is the part of the week in which rotations may begin.

@@ -50,6 +50,7 @@ type Event struct {
 	Why       string
 	Proof     string    // Finished
 	Retry     time.Time // Refused, Looked
+	Full      bool      // Refused: the vendor has no room
 }
 
 // transition is one row of the table: in any of From, Kind leads to To. An
@@ -110,7 +111,7 @@ func Apply(r Rotation, e Event) (Rotation, error) {
 	case Issued, Pasted:
 		r.To = e.To
 	case Refused, Looked:
-		r.To, r.Retry = 0, e.Retry
+		r.To, r.Retry, r.Full = 0, e.Retry, e.Full
 	case SpareTaken:
 		r.To, r.Revision, r.Marks = e.To, e.Revision, e.Marks
 	case Staged:
@@ -155,6 +156,7 @@ func (r *Rotation) enter(to State, e Event) {
 		}
 	}
 	r.State, r.Entered, r.Gate = to, e.At, Gate{}
+	r.Approved = nil // an approval is for the gate at which it was given
 	if e.Kind != Refused && e.Kind != Looked {
 		r.Retry = time.Time{}
 	}
