@@ -188,7 +188,18 @@ func (p *pass) confirm(ctx context.Context, f *facts, r rotation.Retirement, a r
 			return err
 		}
 		if s.Outcome != evidence.OK {
+			// What refuses every key proves nothing of one: begin again.
+			p.remember(p.id, r.Version.Number, rotation.Probe{})
 			return p.failed(ctx, r, "confirming", fmt.Errorf("the survivor %s answers %s from the same place, so the refusals prove nothing yet", f.credential.Slots.Primary, s.Text))
+		}
+		if f.rules.Versions[r.Version.Number].Fingerprint != "" {
+			again, err := p.probe(ctx, f, r.Version.Number)
+			if err != nil {
+				return err
+			}
+			if again.Outcome != evidence.Auth {
+				return p.failed(ctx, r, "confirming", fmt.Errorf("%s answers %s after all", r.Version.Number, again.Text))
+			}
 		}
 		why += fmt.Sprintf("; the survivor %s answers %s", f.credential.Slots.Primary, s.Outcome)
 	}
