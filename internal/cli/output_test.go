@@ -211,6 +211,10 @@ v7 1,200 requests   v8 3,400 requests, …
 func TestRotateWatchEnds(t *testing.T) {
 	person := rot(4, "unverified: a reader may hold v7")
 	person.Gate.Person, person.Gate.Missing = true, []string{"keybaton rotate approve billing --env dev"}
+	reader := rot(4, "1 may still hold v7")
+	reader.Gate.Person, reader.Gate.Missing = true, []string{"app read it", "keybaton rotate approve billing --env dev"}
+	hand := rot(4, "revoke v7 at the vendor")
+	hand.Gate.Person, hand.Gate.Missing = true, []string{"open its console", "delete v7"}
 	waiting := rot(0, "issue a key")
 	waiting.State, waiting.Gate.Person = "waiting_key", true
 	paused := rot(2, "")
@@ -223,6 +227,8 @@ func TestRotateWatchEnds(t *testing.T) {
 		says string
 	}{
 		"a person":     {person, cli.ExitWaiting, "waits for a person: unverified: a reader may hold v7\nnext: keybaton rotate approve billing --env dev\n"},
+		"a reader":     {reader, cli.ExitWaiting, "waits for a person: 1 may still hold v7\nnext: keybaton rotate approve billing --env dev\n"},
+		"a console":    {hand, cli.ExitWaiting, "waits for a person: revoke v7 at the vendor\nnext: open its console; delete v7\n"},
 		"a pasted key": {waiting, cli.ExitWaiting, "waits for a person: issue a key\nnext: keybaton set billing --env dev\n"},
 		"paused":       {paused, cli.ExitWaiting, "is paused\nnext: keybaton rotate resume"},
 		"stopped":      {stopped, cli.ExitWaiting, "both keys were refused"},

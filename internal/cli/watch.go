@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -179,7 +181,7 @@ func (f *follower) verdict(id client.Credential) error {
 	if r.Paused {
 		return Fail(ExitWaiting, "the rotation of "+name+" is paused", "keybaton rotate resume "+id.Service+" --env "+id.Environment)
 	}
-	next := "keybaton rotate approve " + id.Service + " --env " + id.Environment
+	next := opens(r.Gate.Missing, "keybaton rotate approve "+id.Service+" --env "+id.Environment)
 	if r.State == "waiting_key" {
 		next = "keybaton set " + id.Service + " --env " + id.Environment
 	}
@@ -193,4 +195,19 @@ func (f *follower) unfinished(id client.Credential) error {
 		what += ", waiting: " + clean(f.last.Gate.Reason)
 	}
 	return Fail(ExitWaiting, what, "keybaton status "+id.Service+" --env "+id.Environment+" --watch")
+}
+
+// opens returns what opens a gate that waits for a person: the command that the
+// gate names, or what it names instead of one. Only where it names nothing it
+// is approving.
+func opens(missing []string, approve string) string {
+	for _, m := range slices.Backward(missing) {
+		if strings.Contains(m, "keybaton ") {
+			return clean(m)
+		}
+	}
+	if len(missing) > 0 {
+		return clean(strings.Join(missing, "; "))
+	}
+	return approve
 }
