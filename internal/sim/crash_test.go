@@ -7,6 +7,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/engine"
 	"github.com/keybaton/keybaton/internal/key"
+	"github.com/keybaton/keybaton/internal/rotation"
 	"github.com/keybaton/keybaton/internal/store"
 	"github.com/keybaton/keybaton/vendortest"
 )
@@ -64,6 +65,68 @@ func rotateOnce(t *testing.T, p *plan) {
 			t.Errorf("the old key is %s, want it proven dead", v.State)
 		}
 	})
+}
+
+// TestTheProcessDiesOnOtherWays does the same, at every few effects, to a
+// rotation that is taken back while it soaks, and to an emergency with a spare.
+func TestTheProcessDiesOnOtherWays(t *testing.T) {
+	ways := map[string]func(w *world){
+		"rollback": func(w *world) {
+			ask := func() {
+				_, err := w.engine.Rollback(w.t.Context(), admin, cred, "")
+				w.must(err)
+			}
+			w.rotate(engine.RotateOptions{})
+			w.until(200, "soaking", openIn(rotation.Soaking))
+			w.plan.armed = true
+			if w.survive(ask) {
+				w.view(func(tx store.Tx) {
+					if openIn(rotation.Soaking)(tx) {
+						w.plan.armed = false
+					}
+				})
+				if !w.plan.armed {
+					ask()
+				}
+			}
+			w.settle(900)
+			if s := w.state(1); s != key.StatePrimary {
+				w.t.Errorf("v1 is %s, want it back: %s", s, w.describe())
+			}
+		},
+		"emergency": func(w *world) {
+			ask := func() { w.rotate(engine.RotateOptions{Emergency: true}) }
+			w.plan.armed = true
+			if w.survive(ask) && w.idle() {
+				ask()
+			}
+			w.settle(900)
+			if s := w.state(1); s != key.StateRevoked {
+				w.t.Errorf("the leaked v1 is %s, want it revoked: %s", s, w.describe())
+			}
+		},
+	}
+	for name, way := range ways {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s after=%v", name, after), func(t *testing.T) {
+				t.Parallel()
+				for k := 0; ; k += 5 * stride {
+					p := &plan{at: k, after: after}
+					ok := t.Run(fmt.Sprintf("effect %d", k), func(t *testing.T) {
+						w := newWorld(t, p, vendortest.Config{PageSize: 2}, 1)
+						w.policy.Spare = name == "emergency"
+						w.setUp()
+						way(w)
+						p.armed = false
+						w.finish()
+					})
+					if !ok || p.fired == "" {
+						return
+					}
+				}
+			})
+		}
+	}
 }
 
 // TestTheVendorMisbehaves lets one rotation go through each fault that the
