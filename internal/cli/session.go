@@ -161,7 +161,7 @@ func (s *session) token(addr string, l login) (secret.Value, error) {
 			}
 		}
 	}
-	return secret.Value{}, Fail(ExitDenied, "there is no token for "+addr, "run keybaton login, or set KEYBATON_TOKEN")
+	return secret.Value{}, Fail(ExitDenied, "there is no token for "+addr, "name the file that keybaton serve printed: --token-file PATH; or run keybaton login, or set KEYBATON_TOKEN")
 }
 
 // adminFiles lists where a local server keeps its admin token.

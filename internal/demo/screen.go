@@ -110,7 +110,7 @@ func (s *screen) step(st api.Step, r api.Rotation) string {
 	case api.StepCurrent:
 		mark, took = s.paint(cyan, "●"), fmt.Sprintf("%.1f s", time.Since(st.Started).Seconds())
 		if r.Gate.Reason != "" {
-			text = "waits: " + r.Gate.Reason
+			text = "waits: " + strings.TrimPrefix(r.Gate.Reason, "waits for ")
 			if len(r.Gate.Missing) > 0 {
 				text += " (" + r.Gate.Missing[0] + ")"
 			}
@@ -172,7 +172,7 @@ func (s *screen) lines(r api.Rotation, t *traffic) {
 			text = fmt.Sprintf("done in %.1f s: %s", st.Ended.Sub(st.Started).Seconds(), st.Gate)
 		case api.StepCurrent:
 			if text = "begins"; r.Gate.Reason != "" {
-				text = "waits: " + r.Gate.Reason
+				text = "waits: " + strings.TrimPrefix(r.Gate.Reason, "waits for ")
 			}
 		}
 		if text == "" || s.said[st.Name] == text {
@@ -181,9 +181,9 @@ func (s *screen) lines(r api.Rotation, t *traffic) {
 		s.said[st.Name] = text
 		shares := ""
 		for _, sh := range t.shares() {
-			shares += fmt.Sprintf("  v%d %.0f %%", sh.version, 100*sh.part)
+			shares += fmt.Sprintf(", v%d %.0f %%", sh.version, 100*sh.part)
 		}
-		s.line(fmt.Sprintf("  %-10s  %-100s  %s requests, %d failed,%s", st.Name, clip(text, 100), thousands(t.requests.Load()), t.failed.Load(), shares))
+		s.line(fmt.Sprintf("  %-10s  %-92s  %s requests, %d failed%s", st.Name, clip(text, 92), thousands(t.requests.Load()), t.failed.Load(), shares))
 	}
 }
 

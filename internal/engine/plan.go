@@ -69,10 +69,10 @@ func (e *Engine) Plan(ctx context.Context, id key.CredentialID, o RotateOptions)
 		stage.Does += fmt.Sprintf("; the spare %s leaves it and retires", s)
 		stage.Gate = fmt.Sprintf("%s was just probed ok; the revision is committed", old)
 	}
-	dist := PlanStep{Step: rotation.StepDistribute, Does: fmt.Sprintf("hands %s to %d consumers, and asks the gateways to try it", next, len(holders)), Requests: show("probe"),
-		Gate: fmt.Sprintf("all %d have acknowledged, and each gateway has seen %s answer ok", len(holders), next)}
+	dist := PlanStep{Step: rotation.StepDistribute, Does: fmt.Sprintf("hands %s to %s, and asks the gateways to try it", next, things(len(holders), "consumer")), Requests: show("probe"),
+		Gate: fmt.Sprintf("every consumer has acknowledged, and each gateway has seen %s answer ok", next)}
 	prom := PlanStep{Step: rotation.StepPromote, Does: fmt.Sprintf("swaps: %s becomes the primary, %s the fallback", next, old),
-		Gate: fmt.Sprintf("all have acknowledged; %s and %d requests (or %d probes) per gateway without one that %s refused and %s served", pol.Soak.For, pol.Soak.Requests, pol.Soak.Probes, next, old)}
+		Gate: fmt.Sprintf("every consumer has acknowledged; %s and %d requests (or %d probes) per gateway without one that %s refused and %s served", pol.Soak.For, pol.Soak.Requests, pol.Soak.Probes, next, old)}
 	ret := PlanStep{Step: rotation.StepRetire, Does: fmt.Sprintf("takes %s out of its slot once unused for %s; then revokes it", old, pol.Quiet), Requests: show("disable", "revoke", "probe", "list"),
 		Gate: fmt.Sprintf("nobody holds %s; %s was just probed ok; then %d refusals in a row prove it dead", old, next, max(1, can.DeadOK))}
 	if can.Disable {
@@ -97,7 +97,7 @@ func (e *Engine) Plan(ctx context.Context, id key.CredentialID, o RotateOptions)
 		p.Warnings = append(p.Warnings, fmt.Sprintf("%s was %s or read out, so it may live where nobody is seen; before it is revoked the policy says: %s", old, v.Origin, pol.Unverified))
 	}
 	if len(readers) > 0 {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("%d readers hold %s and are waited for: keybaton consumer list", len(readers), old))
+		p.Warnings = append(p.Warnings, fmt.Sprintf("%s may hold %s and will be waited for: keybaton consumer list", things(len(readers), "reader"), old))
 	}
 	p.Steps = []PlanStep{gen, stage, dist, prom, ret}
 	return p, nil
@@ -235,6 +235,14 @@ func mapKeys(r provider.Registry) func(func(string) bool) {
 			}
 		}
 	}
+}
+
+// things returns "1 consumer" or "2 consumers".
+func things(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 var notName = regexp.MustCompile(`[^a-z0-9]+`)

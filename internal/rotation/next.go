@@ -404,7 +404,7 @@ func distributing(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	if len(ws) == 0 {
 		return act(DoPromote, r.To, reason)
 	}
-	return act(DoPromote, r.To, fmt.Sprintf("%s; %d of %d gateways have seen %s work", reason, len(ws), len(ws), r.To))
+	return act(DoPromote, r.To, fmt.Sprintf("%s and seen %s work", reason, r.To))
 }
 
 func soaking(r Rotation, f Facts, now time.Time) (Action, Gate) {
