@@ -132,7 +132,7 @@ func TestSourceCatches(t *testing.T) {
 		{"adapters", "internal/notify/slack/a.go", imports("slack", m+"/internal/notify/webhook"), []string{"notify/slack imports notify/webhook"}},
 		{"deep adapter", "internal/notify/slack/deep/a.go", "package deep\n", []string{"notify/slack/deep has no row"}},
 		{"any room", "internal/app/a.go", imports("app", m+"/internal/seal", m+"/internal/store/sqlite"), nil},
-		{"seal by any room", "bench/a.go", imports("bench", m+"/internal/seal"), []string{"bench imports seal; only engine, handover and app do"}},
+		{"seal by any room", "keybatontest/a.go", imports("keybatontest", m+"/internal/seal"), []string{"keybatontest imports seal, which its row does not name", "keybatontest imports seal; only engine, handover, app and bench do"}},
 		{"pure os", "internal/rotation/a.go", imports("rotation", "os"), []string{"rotation is pure and imports os"}},
 		{"pure os/exec", "internal/rotation/a.go", imports("rotation", "os/exec"), []string{"rotation is pure and imports os/exec"}},
 		{"pure net", "internal/key/a.go", imports("key", "net", "net/url"), []string{"key is pure and imports net"}},
