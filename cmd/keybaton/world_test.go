@@ -31,7 +31,7 @@ import (
 )
 
 // patience is how long a script waits for anything before it fails.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // world is what the commands of one script share. A script uses it from one
 // goroutine; the vendor's handler adds to issued from others.
