@@ -168,22 +168,21 @@ func (s State) count(f Facts, now time.Time) (map[key.VersionID]Count, State) {
 			return cmp.Or(cmp.Compare(m.Consumer, b.Consumer), cmp.Compare(m.Boot, b.Boot))
 		})
 		nb := Boot{Consumer: b.Consumer, Boot: b.Boot, First: now}
-		var marks []Mark
+		marks := map[key.VersionID]Count{}
 		// A process that is new counts from zero. One that ran before the last
 		// step and was not known then is taken as it is.
 		history := s.At.IsZero() || !known && b.Elapsed > now.Sub(s.At)+together
 		if known {
-			nb.First, marks = s.Boots[i].First, s.Boots[i].Marks
+			nb.First = s.Boots[i].First
+			for _, m := range s.Boots[i].Marks {
+				marks[m.Version] = m.Count
+			}
 		}
 		for _, u := range b.Uses {
 			m := Mark{u.Version, Count{OK: u.Live.OK, Auth: u.Live.Auth, ProbeOK: u.Probes.OK, Probe: u.Probes.Auth, Worse: u.Worse}}
 			nb.Marks = append(nb.Marks, m)
-			var before Count
-			if j := slices.IndexFunc(marks, func(o Mark) bool { return o.Version == u.Version }); j >= 0 {
-				before = marks[j].Count
-			}
 			if !history {
-				news[u.Version] = news[u.Version].plus(m.minus(before))
+				news[u.Version] = news[u.Version].plus(m.minus(marks[u.Version]))
 			}
 		}
 		out.Boots = append(out.Boots, nb)

@@ -68,7 +68,11 @@ func (c *Core) errands(now time.Time) []errand {
 	}
 	at := int64(c.elapsed(now))
 	var out []errand
-	for _, lc := range c.frame.Credentials {
+	for i := range c.frame.Credentials {
+		lc := &c.frame.Credentials[i]
+		if len(lc.Asks) == 0 {
+			continue
+		}
 		cr := s.creds[lc.ID]
 		if cr == nil || cr.err != nil || cr.probe == nil {
 			continue

@@ -120,6 +120,11 @@ func (u *use) claim(at time.Duration) bool {
 
 func (u *use) refused(text string) { u.lastAuth.Store(&text) }
 
+// idle reports whether the version was never tried and never probed.
+func (u *use) idle() bool {
+	return u.lastUse.Load() == 0 && u.lastProbe.Load() == nil && u.live.load() == evidence.Counts{}
+}
+
 func (u *use) load() evidence.Use {
 	out := evidence.Use{Version: u.id, Live: u.live.load(), Probes: u.probes.load(), Worse: u.worse.Load(), Better: u.better.Load(),
 		Fallbacks: u.fallbacks.Load(), LastUse: time.Duration(u.lastUse.Load())}
@@ -168,6 +173,9 @@ func (c *Core) Report(seq int64, elapsed time.Duration) evidence.Report {
 		}
 	}
 	for id, u := range c.uses {
+		if u.idle() {
+			continue // of many thousands most are
+		}
 		now := u.load()
 		if now.LastUse > 0 {
 			now.LastUse += c.sent.shift
@@ -177,6 +185,9 @@ func (c *Core) Report(seq int64, elapsed time.Duration) evidence.Report {
 		}
 	}
 	for id, t := range c.tallies {
+		if t.requests.Load() == 0 {
+			continue
+		}
 		now := evidence.Answers{Credential: id, Requests: t.requests.Load(), Refused: t.refused.Load(), Failed: t.failed.Load()}
 		if now != c.sent.answers[id] && now != (evidence.Answers{Credential: id}) {
 			r.Answers = append(r.Answers, now)

@@ -145,8 +145,13 @@ func (d *Desk) hold(ctx context.Context, s *snapshot, by access.Principal, boot 
 		return err
 	}
 	d.stats.holds.Add(int64(len(holds)))
-	for _, e := range out {
-		e.learn(holds)
+	for _, e := range out { // holds follow the order of out
+		n := 0
+		for n < len(holds) && holds[n].Version.Credential == e.cred.ID {
+			n++
+		}
+		e.learn(holds[:n])
+		holds = holds[n:]
 	}
 	return nil
 }

@@ -14,12 +14,15 @@ import (
 	"github.com/keybaton/keybaton/internal/detect"
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
-	"github.com/keybaton/keybaton/internal/rotation"
 	"github.com/keybaton/keybaton/internal/store"
 )
 
 const (
-	setting   = "detect/state"
+	setting = "detect/state"
+	// askedAction is of entries that change nothing but what is asked of
+	// gateways, of several credentials at once.
+	askedAction = "detect.asked"
+
 	saveEvery = 10 * time.Second
 	forget    = time.Hour // a process that has not been heard from for this long is left out
 )
@@ -81,55 +84,18 @@ func (n *Notifier) see(ctx context.Context) (v seen, err error) {
 				}
 			}
 		}
-		cs, err := tx.Credentials()
-		if err != nil {
-			return err
-		}
-		vs, err := tx.AllVersions()
-		if err != nil {
-			return err
-		}
-		rs, err := tx.Retirements(key.CredentialID{})
-		if err != nil {
-			return err
-		}
-		for _, c := range cs {
-			d := detect.Credential{Credential: c}
-			for _, x := range vs {
-				if x.ID.Credential == c.ID {
-					d.Versions = append(d.Versions, x)
-				}
-			}
-			for _, r := range rs {
-				if r.Version.Credential == c.ID {
-					d.Retirements = append(d.Retirements, r)
-				}
-			}
-			if d.Open, err = open(tx, c.ID); err != nil {
-				return err
-			}
-			v.facts.Credentials = append(v.facts.Credentials, d)
-		}
 		if v.facts.Boots, err = tx.Boots(); err != nil {
 			return err
 		}
 		now := n.cfg.Now()
 		v.facts.Boots = slices.DeleteFunc(v.facts.Boots, func(b evidence.Boot) bool { return now.Sub(b.Seen) > forget })
+		if v.facts.Credentials, err = n.known.credentials(tx, n.was.State, v.facts.Boots); err != nil {
+			return err
+		}
 		v.open, err = tx.Alerts(alert.Firing, 0)
 		return err
 	})
 	return v, err
-}
-
-func open(tx store.Tx, id key.CredentialID) (*rotation.Rotation, error) {
-	r, err := tx.OpenRotation(id)
-	if errors.Is(err, key.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &r, nil
 }
 
 // load reads what an earlier process remembered. What cannot be read is as if
@@ -199,7 +165,7 @@ func (n *Notifier) look(ctx context.Context) error {
 	}
 	switch {
 	case changes:
-		why := audit.Entry{Actor: access.System.Name, Action: "detect.asked"}
+		why := audit.Entry{Actor: access.System.Name, Action: askedAction}
 		if len(entries) > 0 {
 			why, entries = entries[0], entries[1:]
 		}

@@ -66,6 +66,7 @@ type Notifier struct {
 	names []string                 // of the channels, sorted
 	wake  map[string]chan struct{} // there may be something to send
 	memory
+	known known
 }
 
 // New returns a Notifier, or key.ErrInvalid.

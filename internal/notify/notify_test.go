@@ -41,6 +41,7 @@ type memory struct {
 	settings   map[string]string
 	asks       []evidence.Ask
 	touched    int
+	heads      int64
 	entries    []audit.Entry
 	broken     error // of every write
 }
@@ -97,18 +98,36 @@ type tx struct {
 
 func (t *tx) write(fn func()) error { t.writes = append(t.writes, fn); return nil }
 
-func (t *tx) Credentials() ([]key.Credential, error)                            { return []key.Credential{t.m.cred}, nil }
-func (t *tx) AllVersions(...key.State) ([]key.Version, error)                   { return slices.Clone(t.m.versions), nil }
+func (t *tx) Credentials() ([]key.Credential, error)              { return []key.Credential{t.m.cred}, nil }
+func (t *tx) Credential(key.CredentialID) (key.Credential, error) { return t.m.cred, nil }
+func (t *tx) Versions(key.CredentialID) ([]key.Version, error) {
+	return slices.Clone(t.m.versions), nil
+}
+func (t *tx) AllVersions(...key.State) ([]key.Version, error)                   { return nil, nil }
 func (t *tx) Boots(...string) ([]evidence.Boot, error)                          { return slices.Clone(t.m.boots), nil }
 func (t *tx) Asks(key.CredentialID) ([]evidence.Ask, error)                     { return t.m.asks, nil }
 func (t *tx) Setting(name string) (string, error)                               { return t.m.settings[name], nil }
 func (t *tx) Retirements(key.CredentialID) (r []rotation.Retirement, err error) { return nil, nil }
+
+// Everything is always new to whoever asks what has changed.
+func (t *tx) Head() (audit.Head, error)       { t.m.heads++; return audit.Head{Seq: t.m.heads}, nil }
+func (t *tx) Revision() (key.Revision, error) { return key.Revision{Epoch: 1}, nil }
+func (t *tx) Entries(from int64, limit int) ([]audit.Entry, error) {
+	return []audit.Entry{{Seq: from, Action: "test.changed"}}, nil
+}
 
 func (t *tx) OpenRotation(key.CredentialID) (rotation.Rotation, error) {
 	if t.m.open == nil {
 		return rotation.Rotation{}, key.ErrNotFound
 	}
 	return *t.m.open, nil
+}
+
+func (t *tx) OpenRotations() ([]rotation.Rotation, error) {
+	if t.m.open == nil {
+		return nil, nil
+	}
+	return []rotation.Rotation{*t.m.open}, nil
 }
 
 func (t *tx) Alerts(s alert.State, _ int) ([]alert.Alert, error) {
@@ -621,6 +640,118 @@ func TestOnSQLite(t *testing.T) {
 		return audit.Verify(es, &head)
 	})
 	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A look reads only what has changed; what changes is seen all the same, however
+// it is written.
+func TestSeesEveryKindOfChange(t *testing.T) {
+	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "keybaton.db"), sqlite.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	update := func(e audit.Entry, fn func(store.Tx) error) {
+		t.Helper()
+		if e.Actor, e.Action = "test", "test.changed"; e.Detail == nil {
+			e.Detail = map[string]string{}
+		}
+		if err := s.Update(t.Context(), e, fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	of := audit.Entry{Credential: id}
+	v := func(n key.Number, st key.State, now time.Time) key.Version {
+		return key.Version{ID: version(n), State: st, Origin: key.OriginSet, Fingerprint: n.String(), Created: now, Since: now}
+	}
+	update(audit.Entry{}, func(tx store.Tx) error {
+		return errors.Join(tx.PutService(key.Service{Name: id.Service, Provider: "manual"}),
+			tx.PutCredential(key.Credential{ID: id, Slots: key.Slots{Primary: 1, Fallback: 2}, Next: 3, Created: tx.Now()}),
+			tx.PutVersion(v(1, key.StatePrimary, tx.Now())), tx.PutVersion(v(2, key.StateFallback, tx.Now())))
+	})
+	got := make(chan alert.Delivery, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	n, err := notify.New(notify.Config{Store: s, Every: 2 * time.Millisecond, Channels: map[string]notify.Sender{
+		"c": senderFunc(func(_ context.Context, d alert.Delivery) error { got <- d; return nil })}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	want := func(what string, st alert.State, kind string, ver key.Number) {
+		t.Helper()
+		select {
+		case d := <-got:
+			if a := d.Alert; a.State != st || a.Signal.Kind != kind || a.Signal.Version != ver || a.Signal.Credential != id {
+				t.Fatalf("%s: got %s %s of %s: %s", what, a.State, a.Signal.Kind, a.Signal.Version, a.Signal.Error)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: nothing was sent", what)
+		}
+	}
+	// The first look is the baseline.
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		var text string
+		if err := s.View(t.Context(), func(tx store.Tx) (err error) { text, err = tx.Setting("detect/state"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		if text != "" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the detector has not looked")
+		}
+	}
+
+	// A gate is noted without an audit entry and without a revision.
+	r := rotation.Rotation{ID: "r1", Machine: rotation.Machine, Credential: id, Kind: rotation.Manual, State: rotation.WaitingKey, From: 1, To: 3}
+	update(of, func(tx store.Tx) error { r.Started = tx.Now(); return tx.PutRotation(r) })
+	gate := func(g rotation.Gate) {
+		t.Helper()
+		if err := s.Observe(t.Context(), func(tx store.Tx) error { return tx.PutGate("r1", g) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gate(rotation.Gate{Reason: "a key is missing", Person: true})
+	want("a gate waits for a person", alert.Firing, alert.Rotation, 3)
+	gate(rotation.Gate{Open: true})
+	want("it does no more", alert.Resolved, alert.Rotation, 3)
+
+	// A version ends, under an entry that names the credential and without a
+	// revision.
+	update(of, func(tx store.Tx) error {
+		r.State, r.Ended = rotation.Superseded, tx.Now()
+		return errors.Join(tx.PutRotation(r), tx.PutVersion(v(2, key.StateUnproven, tx.Now())))
+	})
+	want("an end was not proven", alert.Firing, alert.RevokeUnproven, 2)
+	update(of, func(tx store.Tx) error { return tx.PutVersion(v(2, key.StateRevoked, tx.Now())) })
+	want("now it is", alert.Resolved, alert.RevokeUnproven, 2)
+
+	// A primary is refused; another one comes in under such an entry.
+	report := func(seq, auth int64) {
+		t.Helper()
+		if err := s.Observe(t.Context(), func(tx store.Tx) error {
+			return tx.PutBoot(evidence.Boot{Consumer: "gw", Kind: key.KindGateway, Boot: "b1", Seq: seq, Seen: tx.Now(), Uses: []evidence.Use{
+				{Version: version(1), Live: evidence.Counts{OK: 1, Auth: auth}, Worse: auth, LastAuth: "401 Unauthorized"}}})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report(1, 1)
+	want("the primary is refused", alert.Firing, alert.Spike, 1)
+	update(of, func(tx store.Tx) error {
+		return errors.Join(tx.PutVersion(v(1, key.StateRetired, tx.Now())), tx.PutVersion(v(4, key.StatePrimary, tx.Now())),
+			tx.PutCredential(key.Credential{ID: id, Slots: key.Slots{Primary: 4}, Next: 5, Created: tx.Now()}))
+	})
+	want("it is the primary no more", alert.Resolved, alert.Spike, 1)
+	cancel()
+	if err := <-done; err != nil {
 		t.Error(err)
 	}
 }

@@ -27,7 +27,9 @@ type Store interface {
 	// why, or does nothing. fn may return other entries through Tx.Audit, and
 	// may be run again after a serialization failure: it has no effects
 	// outside the transaction. When fn called Tx.Touch, the commit is a new
-	// revision. An Update whose why.Action is "" is refused.
+	// revision. An Update whose why.Action is "" is refused. Where its entries
+	// name credentials, it changes those and no other: by the audit log one can
+	// tell what to read again.
 	Update(ctx context.Context, why audit.Entry, fn func(Tx) error) error
 
 	// Observe runs fn and commits its changes durably, without an audit entry
@@ -116,6 +118,7 @@ type Tx interface {
 	// Rotations: at most one that has not ended per credential (ErrConflict).
 	Rotation(id string) (rotation.Rotation, error)
 	OpenRotation(id key.CredentialID) (rotation.Rotation, error)
+	OpenRotations() ([]rotation.Rotation, error)                           // of every credential, by its id
 	Rotations(id key.CredentialID, limit int) ([]rotation.Rotation, error) // newest first; a zero id is all
 	PutRotation(rotation.Rotation) error
 	// PutGate notes what an open rotation waits for; allowed in Observe.

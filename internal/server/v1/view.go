@@ -24,7 +24,8 @@ type view struct {
 	tx          store.Tx
 	now         time.Time
 	ledger      evidence.Ledger
-	alerts      map[key.CredentialID][]alert.Alert // firing
+	holds       map[key.CredentialID][]evidence.Hold // of the ledger
+	alerts      map[key.CredentialID][]alert.Alert   // firing
 	retirements map[key.CredentialID][]rotation.Retirement
 	policies    map[string]rotation.Policy
 	services    map[string]key.Service
@@ -33,7 +34,7 @@ type view struct {
 
 // look reads what every answer needs.
 func look(tx store.Tx) (*view, error) {
-	v := &view{tx: tx, now: tx.Now(), alerts: map[key.CredentialID][]alert.Alert{}, retirements: map[key.CredentialID][]rotation.Retirement{},
+	v := &view{tx: tx, now: tx.Now(), holds: map[key.CredentialID][]evidence.Hold{}, alerts: map[key.CredentialID][]alert.Alert{}, retirements: map[key.CredentialID][]rotation.Retirement{},
 		policies: map[string]rotation.Policy{}, services: map[string]key.Service{}}
 	var err error
 	if v.revision, err = tx.Revision(); err != nil {
@@ -44,6 +45,9 @@ func look(tx store.Tx) (*view, error) {
 	}
 	if v.ledger.Holds, err = tx.Holds(key.CredentialID{}); err != nil {
 		return nil, fmt.Errorf("reading holds: %w", err)
+	}
+	for _, h := range v.ledger.Holds {
+		v.holds[h.Version.Credential] = append(v.holds[h.Version.Credential], h)
 	}
 	alerts, err := tx.Alerts(alert.Firing, maxAlerts)
 	if err != nil {
@@ -191,9 +195,9 @@ func (v *view) answers(id key.CredentialID) api.Answers {
 func (v *view) holders(c key.Credential) api.HolderCounts {
 	var o api.HolderCounts
 	seen := map[[2]string]bool{}
-	for _, h := range v.ledger.Holds {
+	for _, h := range v.holds[c.ID] {
 		who := [2]string{h.Consumer, h.Boot}
-		if h.Version.Credential != c.ID || !slices.Contains(c.Slots.Served(), h.Version.Number) || h.Ended(v.now) || seen[who] {
+		if !slices.Contains(c.Slots.Served(), h.Version.Number) || h.Ended(v.now) || seen[who] {
 			continue
 		}
 		seen[who] = true

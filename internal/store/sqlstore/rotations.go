@@ -20,6 +20,13 @@ func (t *transaction) OpenRotation(id key.CredentialID) (rotation.Rotation, erro
 	return r, wrap(err, "reading the open rotation of %s", id)
 }
 
+// OpenRotations implements [store.Tx].
+func (t *transaction) OpenRotations() ([]rotation.Rotation, error) {
+	out, err := all(t, doc[rotation.Rotation], `SELECT doc FROM rotation WHERE state NOT IN ('done', 'rolled_back', 'superseded')`)
+	sortBy(out, func(r rotation.Rotation) key.CredentialID { return r.Credential }, key.CredentialID.Compare)
+	return out, wrap(err, "reading the open rotations")
+}
+
 // Rotations implements [store.Tx].
 func (t *transaction) Rotations(id key.CredentialID, limit int) ([]rotation.Rotation, error) {
 	if id.IsZero() {

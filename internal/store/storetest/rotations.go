@@ -38,6 +38,7 @@ func testRotations(t *testing.T, f *fixture) {
 	f.update(t, func(tx store.Tx) error { return tx.PutRotation(r) })
 	same(t, "rotation", read(t, f, func(tx store.Tx) (rotation.Rotation, error) { return tx.Rotation("r1") }), r)
 	same(t, "open rotation", read(t, f, func(tx store.Tx) (rotation.Rotation, error) { return tx.OpenRotation(alpha()) }), r)
+	same(t, "open rotations", read(t, f, store.Tx.OpenRotations), []rotation.Rotation{r})
 
 	f.refused(t, key.ErrConflict, func(tx store.Tx) error { return tx.PutRotation(f.rotation("r2", rotation.Planned)) })
 	other := f.rotation("r1", rotation.Planned)
@@ -54,6 +55,7 @@ func testRotations(t *testing.T, f *fixture) {
 	})
 	f.update(t, func(tx store.Tx) error { return tx.PutRotation(f.rotation("r2", rotation.Done)) })
 	f.missing(t, "open rotation", open)
+	same(t, "open rotations", len(read(t, f, store.Tx.OpenRotations)), 0)
 	f.Move(time.Second)
 	other.ID = "b1"
 	f.update(t, func(tx store.Tx) error {
