@@ -67,6 +67,9 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 			_ = a.Close()
 		}
 	}()
+	if err := a.listen(); err != nil { // first: a start that fails here leaves nothing behind
+		return nil, err
+	}
 	if err := a.openStore(ctx); err != nil {
 		return nil, err
 	}
@@ -89,9 +92,6 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 		return nil, err
 	}
 	if a.handler, err = a.routes(drivers); err != nil {
-		return nil, err
-	}
-	if err := a.listen(); err != nil {
 		return nil, err
 	}
 	a.spawn(func() { _ = a.engine.Run(run) })

@@ -87,6 +87,7 @@ func (e *Engine) Plan(ctx context.Context, id key.CredentialID, o RotateOptions)
 	if o.Emergency {
 		prom.Gate, ret.Gate = "the new key was just probed ok; no soak", ret.Gate+fmt.Sprintf(", or %s have passed", pol.Deadline)
 		ret.Does = strings.Replace(ret.Does, fmt.Sprintf(" once unused for %s", pol.Quiet), " at once", 1)
+		ret.Does = strings.Replace(ret.Does, fmt.Sprintf("disables it, watches for %s, then", pol.Watch), "disables it, then", 1)
 	}
 	if old == 0 {
 		stage = PlanStep{Step: rotation.StepStage, Does: fmt.Sprintf("makes %s the primary: there is none yet", next), Gate: "the revision is committed"}
