@@ -4,6 +4,8 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -99,4 +101,14 @@ func env(name, def string) string {
 		return v
 	}
 	return def
+}
+
+// limitGarbage collects more often where a great store fills the memory: what a
+// small server does not notice would be gigabytes.
+func limitGarbage() {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	if m.HeapAlloc > 128<<20 {
+		debug.SetGCPercent(50)
+	}
 }
