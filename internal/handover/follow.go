@@ -316,6 +316,12 @@ func acknowledge(tx store.Tx, s *snapshot, by access.Principal, a evidence.Ack) 
 	if err != nil {
 		return nil, err
 	}
+	own := make(map[key.VersionID]bool, len(holds))
+	for _, h := range holds {
+		if h.Boot == a.Boot {
+			own[h.Version] = true
+		}
+	}
 	r := releasing{tx: tx, exact: s.revision == rev, s: s, by: by, ack: a, now: rev}
 	var moved []key.CredentialID
 	for _, h := range holds {
@@ -341,8 +347,7 @@ func acknowledge(tx store.Tx, s *snapshot, by access.Principal, a evidence.Ack) 
 			// That process is gone, and this one has what it left.
 			mine := h
 			mine.Boot = a.Boot
-			if err = tx.DeleteHold(h.Consumer, h.Boot, h.Version); err == nil &&
-				!slices.ContainsFunc(holds, func(o evidence.Hold) bool { return o.Boot == a.Boot && o.Version == h.Version }) {
+			if err = tx.DeleteHold(h.Consumer, h.Boot, h.Version); err == nil && !own[h.Version] {
 				err = tx.PutHold(mine)
 			}
 		}
