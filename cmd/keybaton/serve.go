@@ -57,6 +57,7 @@ by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 			if err != nil {
 				return explained(err)
 			}
+			limitGarbage()
 			notReady, err := writeReady(readyFile, a)
 			if err != nil {
 				return errors.Join(err, a.Close())
