@@ -156,7 +156,7 @@ func (a *App) routes(drivers map[string]driver) (http.Handler, error) {
 	mux.HandleFunc("GET /readyz", a.ready)
 	mux.Handle("GET /metrics", srv.Require(a.metrics()))
 	mux.Handle("/", srv.NotFound())
-	return srv.Wrap(mux), nil
+	return programs.Fast(srv.Wrap(mux)), nil
 }
 
 // ready says whether the store answers.

@@ -59,7 +59,8 @@ type house struct {
 	store   store.Store
 	ring    *seal.Keyring
 	desk    *handover.Desk
-	handler http.Handler
+	handler http.Handler // what a server answers with
+	slow    http.Handler // the same without the short way for reads
 
 	mu  sync.Mutex
 	now time.Time
@@ -95,7 +96,8 @@ func newHouse(t testing.TB) *house {
 	}
 	mux := http.NewServeMux()
 	c.Register(mux)
-	h.handler = srv.Wrap(mux)
+	h.slow = srv.Wrap(mux)
+	h.handler = c.Fast(h.slow)
 	return h
 }
 
@@ -265,6 +267,49 @@ func TestRead(t *testing.T) {
 	}
 	if held := h.held("app"); !slices.Equal(held, []string{"v1", "v2"}) {
 		t.Fatalf("held %v", held)
+	}
+}
+
+// However a read is written, the short way and the long way give the same
+// answer, and only those of the long way carry a request id.
+func TestFastReadsAreTheSame(t *testing.T) {
+	h := newHouse(t)
+	h.install(2, 1)
+	token := h.reader("app", time.Hour)
+	for query, fast := range map[string]bool{
+		"service=billing-api&environment=prod":                 true,
+		"environment=prod&service=billing-api":                 true,
+		"service=billing%2Dapi&environment=prod":               false,
+		"service=billing-api&environment=prod&":                false,
+		"service=billing-api&environment=prod&x=1":             false,
+		"service=billing-api&service=mail&environment=prod":    false,
+		"service=mail&environment=prod":                        false,
+		"service=billing-api&environment=":                     false,
+		"service=billing-api;environment=prod":                 false,
+		"service=&environment=prod&service=billing-api":        false,
+		"service=billing-api=&environment=prod":                false,
+		"Service=billing-api&Environment=prod":                 false,
+		"service=billing-api&environment=prod&environment=dev": false,
+	} {
+		answer := func(by http.Handler, method string) *httptest.ResponseRecorder {
+			r := httptest.NewRequest(method, link.ReadPath+"?"+query, nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			w := httptest.NewRecorder()
+			by.ServeHTTP(w, r)
+			return w
+		}
+		a, b := answer(h.handler, "GET"), answer(h.slow, "GET")
+		ida, idb := a.Header().Get("X-Request-Id"), b.Header().Get("X-Request-Id")
+		text := strings.ReplaceAll(b.Body.String(), idb, ida)
+		if a.Code != b.Code || a.Body.String() != text && a.Code == 200 || a.Header().Get("Content-Type") != b.Header().Get("Content-Type") || a.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d %s, and %d %s", query, a.Code, a.Body, b.Code, b.Body)
+		}
+		if (ida == "") != fast || idb == "" {
+			t.Errorf("%s: request ids %q and %q, want the short way: %v", query, ida, idb, fast)
+		}
+		if w := answer(h.handler, "POST"); w.Code != http.StatusMethodNotAllowed {
+			t.Errorf("POST %s: %d", query, w.Code)
+		}
 	}
 }
 
