@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/keybaton/keybaton/internal/access"
@@ -74,14 +73,20 @@ func (e *Engine) Configure(ctx context.Context, by access.Principal, cfg Configu
 		if err != nil {
 			return err
 		}
+		written, listed := map[string]bool{}, map[key.CredentialID]bool{}
+		for _, s := range cfg.Services {
+			written[s.Name] = true
+		}
+		for _, c := range cfg.Credentials {
+			listed[c.ID] = true
+		}
 		for _, c := range all {
 			if c.Policy != "" {
 				if _, err := tx.Policy(c.Policy); err != nil {
 					return key.WithHint(fmt.Errorf("%w: credential %s follows the policy %q, which would be gone", key.ErrConflict, c.ID, c.Policy), "keep the policy, or give the credential another one")
 				}
 			}
-			if slices.ContainsFunc(cfg.Services, func(s key.Service) bool { return s.Name == c.ID.Service }) &&
-				!slices.ContainsFunc(cfg.Credentials, func(o key.Credential) bool { return o.ID == c.ID }) {
+			if written[c.ID.Service] && !listed[c.ID] {
 				if err := e.declare(tx, c); err != nil {
 					return err
 				}
