@@ -109,21 +109,25 @@ func (c *cache) save(k kept) error {
 	}
 	defer clear(plain)
 	head := cacheMagic + strconv.Itoa(cacheFormat) + "\n"
-	if err := writeFile(c.path, append([]byte(head), c.box.Seal(c.place, plain)...)); err != nil {
+	if err := writeFile(c.path, []byte(head), c.box.Seal(c.place, plain)); err != nil {
 		return fmt.Errorf("writing the cache: %w", err)
 	}
 	return nil
 }
 
 // writeFile replaces path by a file of mode 0600 that is whole and durable.
-func writeFile(path string, content []byte) error {
+func writeFile(path string, content ...[]byte) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // mode 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(content)
+	for _, part := range content {
+		if err == nil {
+			_, err = f.Write(part)
+		}
+	}
 	if err == nil {
 		err = f.Sync()
 	}

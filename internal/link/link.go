@@ -217,20 +217,19 @@ func (l *Link) resume() error {
 	if kept.Boot != "" && !slices.Contains(l.replaced, kept.Boot) {
 		l.replaced = append(l.replaced, kept.Boot)
 	}
+	if !kept.Frame.Revision.IsZero() { // it serves at once
+		if err := l.apply(kept.Frame); err != nil {
+			l.event(Refused, kept.Frame.Revision, fmt.Errorf("the cached frame: %w", err))
+		} else {
+			l.use(kept.Frame)
+			l.event(CacheApplied, kept.Frame.Revision, nil)
+		}
+	}
 	// The cache names this boot before the server can record a hold of it, so
 	// that whoever comes after can say that this process is gone.
 	if err := l.save(kept.Frame); err != nil {
 		l.event(CacheFailed, kept.Frame.Revision, err)
 	}
-	if kept.Frame.Revision.IsZero() {
-		return nil
-	}
-	if err := l.apply(kept.Frame); err != nil {
-		l.event(Refused, kept.Frame.Revision, fmt.Errorf("the cached frame: %w", err))
-		return nil
-	}
-	l.use(kept.Frame)
-	l.event(CacheApplied, kept.Frame.Revision, nil)
 	return nil
 }
 

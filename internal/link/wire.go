@@ -17,8 +17,10 @@ import (
 )
 
 const (
-	// maxEvent bounds one event: a frame of some ten thousand credentials.
-	maxEvent = 64 << 20
+	// maxEvent bounds one event: a frame of some hundred thousand credentials.
+	maxEvent = 512 << 20
+	// keepEvent bounds the memory that is kept for the next event.
+	keepEvent = 1 << 20
 	// maxProblem bounds what is read of an error.
 	maxProblem = 16 << 10
 	// postTime bounds one acknowledgement or report.
@@ -217,6 +219,9 @@ func events(r io.Reader, alive func(), fn func(name string, data []byte) error) 
 				if err := fn(name, data[:len(data)-1]); err != nil {
 					return err
 				}
+			}
+			if cap(data) > keepEvent { // the next is most likely small
+				data, line = nil, nil
 			}
 			name, data, size = "", data[:0], 0
 			continue
