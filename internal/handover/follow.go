@@ -187,7 +187,7 @@ func meet(a, b []access.Grant) bool {
 // Limits of what one consumer may send at once.
 const (
 	maxPinned = 10_000
-	maxUses   = 20_000
+	maxUses   = 200_000 // a report leaves none out: what it does not list was not used
 )
 
 // sender checks that what was sent is by's own word.

@@ -126,7 +126,8 @@ func build(tx store.Tx, old *snapshot) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &snapshot{revision: rev, whole: rev, byID: make(map[key.CredentialID]*entry, len(creds)), tokens: make(map[string]access.Token, len(tokens)), names: tokens}
+	s := &snapshot{revision: rev, whole: rev, entries: make([]*entry, 0, len(creds)), byID: make(map[key.CredentialID]*entry, len(creds)),
+		tokens: make(map[string]access.Token, len(tokens)), names: tokens}
 	for _, t := range tokens {
 		s.tokens[t.Hash] = t
 	}
@@ -180,6 +181,7 @@ type reader struct {
 	versions map[key.CredentialID][]key.Version
 	sealed   map[key.VersionID]key.Sealed
 	holds    map[key.CredentialID][]evidence.Hold
+	asks     map[key.CredentialID][]evidence.Ask
 }
 
 func (r *reader) readAll() error {
@@ -194,7 +196,15 @@ func (r *reader) readAll() error {
 	if err != nil {
 		return err
 	}
-	r.versions, r.holds = map[key.CredentialID][]key.Version{}, map[key.CredentialID][]evidence.Hold{}
+	as, err := r.tx.Asks(key.CredentialID{})
+	if err != nil {
+		return err
+	}
+	r.versions, r.holds = make(map[key.CredentialID][]key.Version, len(vs)), map[key.CredentialID][]evidence.Hold{}
+	r.asks = map[key.CredentialID][]evidence.Ask{}
+	for _, a := range as {
+		r.asks[a.Version.Credential] = append(r.asks[a.Version.Credential], a)
+	}
 	for _, v := range vs {
 		r.versions[v.ID.Credential] = append(r.versions[v.ID.Credential], v)
 	}
@@ -222,12 +232,13 @@ func (r *reader) entry(c key.Credential, envName string) (*entry, error) {
 		}
 		e.versions, e.sealed = append(e.versions, v), append(e.sealed, s)
 	}
-	var err error
-	if e.asks, err = r.tx.Asks(c.ID); err != nil {
-		return nil, err
-	}
 	hs := r.holds[c.ID]
+	e.asks = r.asks[c.ID]
 	if r.old != nil {
+		var err error
+		if e.asks, err = r.tx.Asks(c.ID); err != nil {
+			return nil, err
+		}
 		if hs, err = r.tx.Holds(c.ID); err != nil {
 			return nil, err
 		}

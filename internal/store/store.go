@@ -148,7 +148,7 @@ type Tx interface {
 	PutBoot(evidence.Boot) error
 	DeleteBoot(consumer, boot string) error
 
-	Asks(id key.CredentialID) ([]evidence.Ask, error)
+	Asks(id key.CredentialID) ([]evidence.Ask, error)       // a zero id is all
 	PutAsks(id key.CredentialID, asks []evidence.Ask) error // replaces
 
 	Alerts(state alert.State, limit int) ([]alert.Alert, error) // newest first; "" is any state

@@ -48,7 +48,7 @@ type Routes struct {
 // Limits of the bodies and of one write to a consumer that does not read.
 const (
 	maxAck    = 2 << 20
-	maxReport = 8 << 20
+	maxReport = 64 << 20
 	writeTime = 30 * time.Second
 )
 

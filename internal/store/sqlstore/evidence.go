@@ -196,10 +196,15 @@ func (t *transaction) DeleteBoot(consumer, boot string) error {
 
 // Asks implements [store.Tx].
 func (t *transaction) Asks(id key.CredentialID) ([]evidence.Ask, error) {
-	out, err := all(t, func(s scan) (a evidence.Ask, err error) {
-		a.Version.Credential = id
-		return a, s((*int64)(&a.Version.Number), &a.OK)
-	}, `SELECT number, ok FROM ask WHERE service = $1 AND environment = $2 ORDER BY number`, id.Service, id.Environment)
+	read := func(s scan) (a evidence.Ask, err error) {
+		return a, s(&a.Version.Credential.Service, &a.Version.Credential.Environment, (*int64)(&a.Version.Number), &a.OK)
+	}
+	if id.IsZero() {
+		out, err := all(t, read, `SELECT service, environment, number, ok FROM ask`)
+		sortBy(out, func(a evidence.Ask) key.VersionID { return a.Version }, compareVersions)
+		return out, wrap(err, "reading asks")
+	}
+	out, err := all(t, read, `SELECT service, environment, number, ok FROM ask WHERE service = $1 AND environment = $2 ORDER BY number`, id.Service, id.Environment)
 	out, err = listed(t, id, out, err)
 	return out, wrap(err, "reading asks of %s", id)
 }

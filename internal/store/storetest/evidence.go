@@ -101,6 +101,7 @@ func testAsks(t *testing.T, f *fixture) {
 	same(t, "no asks", len(asks()), 0)
 	f.observe(t, func(tx store.Tx) error { return tx.PutAsks(alpha(), []evidence.Ask{b, a}) })
 	same(t, "asks", asks(), []evidence.Ask{a, b})
+	same(t, "all asks", read(t, f, func(tx store.Tx) ([]evidence.Ask, error) { return tx.Asks(key.CredentialID{}) }), asks())
 	f.observe(t, func(tx store.Tx) error { return tx.PutAsks(alpha(), []evidence.Ask{b}) })
 	same(t, "asks that replaced others", asks(), []evidence.Ask{b})
 	err := f.Observe(context.Background(), func(tx store.Tx) error {
