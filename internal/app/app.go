@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -104,7 +105,23 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 			return nil, err
 		}
 	}
+	a.spawn(func() { giveBack(run) })
 	return a, nil
+}
+
+// settled is when what a start takes has been done, however much there is.
+const settled = 15 * time.Second
+
+// giveBack returns to the system the memory that the start has taken and that
+// is not in use any more: with very many keys, more than what stays.
+func giveBack(ctx context.Context) {
+	t := time.NewTimer(settled)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		debug.FreeOSMemory()
+	case <-ctx.Done():
+	}
 }
 
 func (a *App) spawn(fn func()) { a.wg.Go(fn) }

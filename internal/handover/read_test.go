@@ -231,6 +231,35 @@ func TestReadsFromMemory(t *testing.T) {
 	}
 }
 
+// Each of few and of many readers is known again, and written once.
+func TestManyReadersOfOneKey(t *testing.T) {
+	h := newHouse(t)
+	id := cred("a", "prod")
+	h.install(id, 2, 1)
+	const readers = 30
+	for round := range 3 {
+		for i := range readers {
+			h.read(consumer(fmt.Sprintf("r%d", i), key.KindReader, time.Hour, grant("*", "*")), id)
+			if n, want := h.desk.Stats().Holds, int64(2*(i+1)); round == 0 && n != want {
+				t.Fatalf("%d holds written for %d readers of two versions", n, i+1)
+			}
+		}
+	}
+	if n := h.desk.Stats().Holds; n != 2*readers {
+		t.Fatalf("%d holds written for %d readers of two versions", n, readers)
+	}
+	// After a restart they are known from the store.
+	d := h.newDesk(h.store)
+	for i := range readers {
+		if _, err := d.ReadPair(t.Context(), consumer(fmt.Sprintf("r%d", i), key.KindReader, time.Hour, grant("*", "*")), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := d.Stats().Holds; n != 0 {
+		t.Fatalf("%d holds written again", n)
+	}
+}
+
 func TestTokens(t *testing.T) {
 	h := newHouse(t)
 	put := func(name, hash string) {

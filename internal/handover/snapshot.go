@@ -46,7 +46,7 @@ type entry struct {
 	asks     []evidence.Ask
 
 	mu    sync.RWMutex
-	holds map[holder]term
+	holds terms
 
 	opened atomic.Pointer[opened]
 }
@@ -60,6 +60,51 @@ type holder struct {
 
 // term is how long a hold lasts by itself; a zero until has no end.
 type term struct{ since, until time.Time }
+
+// terms are the holds of one entry. Most have one or two, of very many entries:
+// a map is made for those with more.
+type terms struct {
+	few  []held
+	many map[holder]term
+}
+
+type held struct {
+	by holder
+	term
+}
+
+const fewTerms = 8
+
+func (t *terms) get(h holder) (term, bool) {
+	for i := range t.few {
+		if t.few[i].by == h {
+			return t.few[i].term, true
+		}
+	}
+	v, ok := t.many[h]
+	return v, ok
+}
+
+func (t *terms) put(h holder, v term) {
+	for i := range t.few {
+		if t.few[i].by == h {
+			t.few[i].term = v
+			return
+		}
+	}
+	if t.many == nil && len(t.few) < fewTerms {
+		t.few = append(t.few, held{h, v})
+		return
+	}
+	if t.many == nil {
+		t.many = make(map[holder]term, 2*fewTerms)
+		for _, f := range t.few {
+			t.many[f.by] = f.term
+		}
+		t.few = nil
+	}
+	t.many[h] = v
+}
 
 // opened are the keys of an entry in plaintext, by the order of its versions.
 type opened struct {
@@ -220,7 +265,7 @@ func (r *reader) entry(c key.Credential, envName string) (*entry, error) {
 			return e, nil
 		}
 	}
-	e := &entry{cred: c, envName: envName, holds: map[holder]term{}}
+	e := &entry{cred: c, envName: envName}
 	for _, n := range c.Slots.Served() {
 		id := key.VersionID{Credential: c.ID, Number: n}
 		v, s, err := r.version(id)
@@ -244,7 +289,7 @@ func (r *reader) entry(c key.Credential, envName string) (*entry, error) {
 		}
 	}
 	for _, h := range hs {
-		e.holds[holder{h.Consumer, h.Boot, h.Version.Number}] = term{h.Since, h.Until}
+		e.holds.put(holder{h.Consumer, h.Boot, h.Version.Number}, term{h.Since, h.Until})
 	}
 	return e, nil
 }
@@ -272,7 +317,7 @@ func (r *reader) version(id key.VersionID) (key.Version, key.Sealed, error) {
 // term returns how long the hold lasts that is known of h.
 func (e *entry) term(h holder) (term, bool) {
 	e.mu.RLock()
-	t, ok := e.holds[h]
+	t, ok := e.holds.get(h)
 	e.mu.RUnlock()
 	return t, ok
 }
@@ -283,7 +328,7 @@ func (e *entry) learn(hs []evidence.Hold) {
 	defer e.mu.Unlock()
 	for _, h := range hs {
 		if h.Version.Credential == e.cred.ID {
-			e.holds[holder{h.Consumer, h.Boot, h.Version.Number}] = term{h.Since, h.Until}
+			e.holds.put(holder{h.Consumer, h.Boot, h.Version.Number}, term{h.Since, h.Until})
 		}
 	}
 }
