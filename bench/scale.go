@@ -14,7 +14,9 @@ import (
 	"github.com/keybaton/keybaton/client"
 	"github.com/keybaton/keybaton/internal/access"
 	"github.com/keybaton/keybaton/internal/audit"
+	"github.com/keybaton/keybaton/internal/engine"
 	"github.com/keybaton/keybaton/internal/key"
+	"github.com/keybaton/keybaton/internal/provider/recipe"
 	"github.com/keybaton/keybaton/internal/seal"
 	"github.com/keybaton/keybaton/internal/store"
 	"github.com/keybaton/keybaton/internal/store/sqlite"
@@ -89,25 +91,19 @@ func (b *bench) fill(ctx context.Context, name, upstream string) (token string, 
 	if err := ring.Check(ctx); err != nil {
 		return "", err
 	}
-	call := key.Call{Upstream: "http://" + upstream, Place: key.Place{In: key.InHeader, Name: "Authorization", Value: "Bearer {{key}}"}}
 	tok, hash, err := client.NewToken("")
 	if err != nil {
 		return "", err
 	}
+	if err := b.declare(ctx, st, ring, upstream); err != nil {
+		return "", err
+	}
 	why := audit.Entry{Actor: "bench", Action: "bench.filled"}
 	err = st.Update(ctx, why, func(tx store.Tx) error {
-		for i := 0; i < b.creds; i += perService {
-			if err := tx.PutService(key.Service{Name: scaleID(i).Service, Provider: "manual", Call: call}); err != nil {
-				return err
-			}
-		}
-		empty := key.CredentialID{Service: scaleID(0).Service, Environment: fresh}
-		if err := tx.PutCredential(key.Credential{ID: empty, Next: 1, Call: call, Created: tx.Now()}); err != nil {
-			return err
-		}
-		_, err := tx.Touch(empty)
+		first := []string{scaleID(0).Service}
+		_, err := tx.TouchAll()
 		return errors.Join(err, tx.PutToken(access.Token{Name: "bench-load", Hash: hash, Role: access.RoleConsumer, Kind: key.KindReader, Created: tx.Now(), By: "bench",
-			Grants: []access.Grant{{Environment: scaleID(0).Environment, Services: []string{scaleID(0).Service}}, {Environment: fresh, Services: []string{scaleID(0).Service}}}}))
+			Grants: []access.Grant{{Environment: scaleID(0).Environment, Services: first}, {Environment: fresh, Services: first}}}))
 	})
 	if err != nil {
 		return "", err
@@ -127,7 +123,7 @@ func (b *bench) fill(ctx context.Context, name, upstream string) (token string, 
 		}
 		err = st.Update(ctx, why, func(tx store.Tx) error {
 			for i := range n {
-				if err := put(tx, scaleID(from+i), call, boxes[i], prints[i]); err != nil {
+				if err := install(tx, scaleID(from+i), boxes[i], prints[i]); err != nil {
 					return err
 				}
 			}
@@ -153,18 +149,41 @@ func (b *bench) fill(ctx context.Context, name, upstream string) (token string, 
 	return string(tok.Reveal()), err
 }
 
-func put(tx store.Tx, id key.CredentialID, call key.Call, box key.Sealed, print string) error {
-	v := key.Version{ID: key.VersionID{Credential: id, Number: 1}, State: key.StatePrimary, Origin: key.OriginSet, Fingerprint: print, Created: tx.Now(), Since: tx.Now()}
-	err := tx.PutCredential(key.Credential{ID: id, Slots: key.Slots{Primary: 1}, Next: 2, Call: call, Created: tx.Now(), Rotated: tx.Now()})
-	if err == nil {
-		err = tx.PutVersion(v)
+// declare says what is managed, as an apply would.
+func (b *bench) declare(ctx context.Context, st store.Store, ring *seal.Keyring, upstream string) error {
+	drivers, err := recipe.Drivers()
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = tx.PutSealed(v.ID, box)
+	call := key.Call{Upstream: "http://" + upstream, Place: key.Place{In: key.InHeader, Name: "Authorization", Value: "Bearer {{key}}"}}
+	c := engine.Configuration{Credentials: []key.Credential{{ID: key.CredentialID{Service: scaleID(0).Service, Environment: fresh}}}}
+	for i := range b.creds {
+		if i%perService == 0 {
+			c.Services = append(c.Services, key.Service{Name: scaleID(i).Service, Provider: "manual", Call: call})
+		}
+		c.Credentials = append(c.Credentials, key.Credential{ID: scaleID(i)})
 	}
-	if err == nil {
-		_, err = tx.Touch(id)
+	return engine.New(engine.Config{Store: st, Keyring: ring, Providers: drivers}).Configure(ctx, access.System, c)
+}
+
+// install makes a sealed key the primary of a credential that has none.
+func install(tx store.Tx, id key.CredentialID, box key.Sealed, print string) error {
+	c, err := tx.Credential(id)
+	if err != nil {
+		return err
 	}
+	v := key.Version{ID: key.VersionID{Credential: id, Number: c.Next}, State: key.StatePrimary, Origin: key.OriginSet, Fingerprint: print, Created: tx.Now(), Since: tx.Now()}
+	c.Slots.Primary, c.Next, c.Rotated = c.Next, c.Next+1, tx.Now()
+	if err := tx.PutCredential(c); err != nil {
+		return err
+	}
+	if err := tx.PutVersion(v); err != nil {
+		return err
+	}
+	if err := tx.PutSealed(v.ID, box); err != nil {
+		return err
+	}
+	_, err = tx.Touch(id)
 	return err
 }
 
@@ -280,6 +299,10 @@ func (s *kb) until200(ctx context.Context, url, token string) error {
 	}
 }
 
+// atRest is how long after its start a server is looked at: it has given back
+// the memory that starting took.
+const atRest = 20 * time.Second
+
 // rest waits until the server does next to nothing, for a minute at most, and
 // then looks at what it still does in ten seconds.
 func (s *kb) rest(ctx context.Context, r *scaleResult) error {
@@ -294,6 +317,11 @@ func (s *kb) rest(ctx context.Context, r *scaleResult) error {
 		}
 	}
 	r.Settled += time.Since(began).Seconds()
+	if left := atRest - time.Since(began); left > 0 {
+		if _, err := s.busy(ctx, left); err != nil {
+			return err
+		}
+	}
 	used, err := s.busy(ctx, 10*time.Second)
 	if err != nil {
 		return err
@@ -332,8 +360,10 @@ func (s *kb) live(ctx context.Context, res *scaleResult, token string) error {
 	began = time.Now()
 	if _, err := s.client.Credentials(ctx, client.Filter{}); err != nil {
 		fmt.Println("reading all credentials fails:", err)
+		res.All = -1
+	} else {
+		res.All = round(time.Since(began).Seconds(), 2)
 	}
-	res.All = round(time.Since(began).Seconds(), 2)
 	before, err := s.cpu()
 	if err != nil {
 		return err
