@@ -170,8 +170,9 @@ func (l *Link) State() State {
 // ([key.ErrNewer]). A server that is down, now or later, is no error: what is
 // held keeps serving, for as long as it takes.
 //
-// Each frame is put on top of the one in use, written to the cache, handed to
-// apply, and then acknowledged at once. apply gets whole frames, one at a time,
+// Each frame is put on top of the one in use, handed to apply, written to the
+// cache, and then acknowledged at once: what is on disk may be older than what
+// is in use, and is held until the acknowledgement. apply gets whole frames, one at a time,
 // the cached one first and before Run talks to the server; it must not keep
 // running requests on an older one without listing their versions in pinned,
 // and returns an error to refuse the frame. pinned returns the versions that
@@ -327,19 +328,13 @@ func (l *Link) take(f Frame) error {
 	}
 	next := old.Apply(f)
 	next.Full = true
-	failed := l.save(next)
-	if failed != nil {
+	if err := l.apply(next); err != nil {
+		return fmt.Errorf("using revision %s: %w", next.Revision, err)
+	}
+	if err := l.save(next); err != nil {
 		// The keys are used all the same: they may be the only ones that work.
 		// What waits is the promise that they are on disk.
-		l.event(CacheFailed, next.Revision, failed)
-	}
-	if err := l.apply(next); err != nil {
-		if !old.Revision.IsZero() && failed == nil {
-			if serr := l.save(old); serr != nil {
-				l.event(CacheFailed, old.Revision, serr)
-			}
-		}
-		return fmt.Errorf("using revision %s: %w", next.Revision, err)
+		l.event(CacheFailed, next.Revision, err)
 	}
 	l.use(next)
 	l.event(Applied, next.Revision, nil)
