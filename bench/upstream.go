@@ -39,17 +39,30 @@ func upstream(args []string) error {
 	if err != nil {
 		return err
 	}
-	f, err := l.(*net.TCPListener).File()
+	fd, addr, err := ownListener(l)
 	if err != nil {
 		return err
 	}
-	u := &vendor{listener: int(f.Fd()), dead: args[0] == modeDead, conns: map[int32]*upConn{}}
-	fmt.Println("upstream", l.Addr())
+	u := &vendor{listener: fd, dead: args[0] == modeDead, conns: map[int32]*upConn{}}
+	fmt.Println("upstream", addr)
 	u.ok = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 02 Nov 2026 00:00:00 GMT\r\nContent-Type: application/json\r\n"+
 		"Content-Length: %d\r\nCache-Control: no-store\r\nX-Request-Id: 0123456789abcdef\r\nVary: Accept-Encoding\r\nX-Content-Type-Options: nosniff\r\n\r\n%s",
 		bodySize, jsonBody(bodySize))
 	u.refused = plainAnswer("401 Unauthorized", `{"error":"invalid key"}`)
 	return u.serve()
+}
+
+// ownListener takes over the descriptor of l. What the net package keeps of it
+// would be closed by the garbage collector, minutes later.
+func ownListener(l net.Listener) (fd int, addr string, err error) {
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		return 0, "", err
+	}
+	defer f.Close()
+	fd, err = syscall.Dup(int(f.Fd()))
+	return fd, l.Addr().String(), err
 }
 
 // jsonBody returns a JSON object of n bytes.
