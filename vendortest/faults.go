@@ -20,6 +20,10 @@ type faults struct {
 	noList       atomic.Bool
 	down         atomic.Bool
 	dropping     atomic.Bool
+	always200    atomic.Bool
+	usedMissing  atomic.Bool
+	usedGrain    atomic.Int64
+	skew         atomic.Int64
 
 	loseCreate, dropCreate, refuseCreate, failRevoke, loseRevoke, throttleKeys, throttleData, failKeys, failData budget
 }
@@ -140,7 +144,10 @@ func (v *Vendor) Behave() {
 	v.SetListDelay(0)
 	v.SetRevokeDelay(0)
 	v.SetDeadStatus(0)
-	for _, b := range []*atomic.Bool{&v.lyingRevoke, &v.lyingDisable, &v.duplicate, &v.noList, &v.down, &v.dropping} {
+	v.SetUsedGrain(0)
+	v.SetClockSkew(0)
+	for _, b := range []*atomic.Bool{&v.lyingRevoke, &v.lyingDisable, &v.duplicate, &v.noList, &v.down, &v.dropping,
+		&v.always200, &v.usedMissing} {
 		b.Store(false)
 	}
 	for _, b := range []*budget{&v.loseCreate, &v.dropCreate, &v.refuseCreate, &v.failRevoke, &v.loseRevoke,

@@ -18,6 +18,12 @@ const maxBody = 16 << 20
 // ServeHTTP serves the key API under /keys and the data API under /v1/.
 func (v *Vendor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := r.URL.Path
+	if d := time.Duration(v.skew.Load()); d != 0 {
+		w.Header().Set("Date", v.now().Add(d).UTC().Format(http.TimeFormat))
+	}
+	if v.serveShapes(w, r) {
+		return
+	}
 	isKeys, isData := p == "/keys" || strings.HasPrefix(p, "/keys/"), strings.HasPrefix(p, "/v1/")
 	switch {
 	case isKeys:
@@ -71,8 +77,7 @@ func (v *Vendor) serveKeys(w http.ResponseWriter, r *http.Request, rest string) 
 	if v.throttleKeys.strike(w) || v.failKeys.strike(w) {
 		return
 	}
-	if tok, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); !ok || !same(tok, *v.manager.Load()) {
-		fail(w, http.StatusUnauthorized, "bad_manager", "the manager token is not valid")
+	if !v.managed(w, r) {
 		return
 	}
 	id, act, _ := strings.Cut(rest, "/")
@@ -83,7 +88,7 @@ func (v *Vendor) serveKeys(w http.ResponseWriter, r *http.Request, rest string) 
 		v.list(w, r)
 	case id != "" && act == "" && r.Method == http.MethodGet:
 		if e := v.find(id); e != nil && !e.offList.Load() {
-			answer(w, http.StatusOK, row(e.public()))
+			answer(w, http.StatusOK, v.row(e.public()))
 			return
 		}
 		fail(w, http.StatusNotFound, "no_key", "there is no such key")
@@ -96,7 +101,22 @@ func (v *Vendor) serveKeys(w http.ResponseWriter, r *http.Request, rest string) 
 	}
 }
 
-func row(k Key) map[string]any {
+// managed reports whether r carries the manager's token, and answers if not.
+func (v *Vendor) managed(w http.ResponseWriter, r *http.Request) bool {
+	if tok, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok && same(tok, *v.manager.Load()) {
+		return true
+	}
+	fail(w, http.StatusUnauthorized, "bad_manager", "the manager token is not valid")
+	return false
+}
+
+// row returns k as the list shows it.
+func (v *Vendor) row(k Key) map[string]any {
+	skew := time.Duration(v.skew.Load())
+	k.Created, k.LastUsed = k.Created.Add(skew), v.coarse(k.LastUsed, skew)
+	if !k.Expires.IsZero() {
+		k.Expires = k.Expires.Add(skew)
+	}
 	m := map[string]any{"id": k.ID, "name": k.Name, "scopes": k.Scopes, "created": k.Created.UTC().Format(time.RFC3339Nano),
 		"last_used": nil, "disabled": k.Disabled, "expires": nil}
 	if !k.LastUsed.IsZero() {
@@ -106,6 +126,17 @@ func row(k Key) map[string]any {
 		m["expires"] = k.Expires.UTC().Format(time.RFC3339Nano)
 	}
 	return m
+}
+
+// coarse returns a last use as the list tells it.
+func (v *Vendor) coarse(t time.Time, skew time.Duration) time.Time {
+	if t.IsZero() || v.usedMissing.Load() {
+		return time.Time{}
+	}
+	if g := time.Duration(v.usedGrain.Load()); g > 0 {
+		t = t.UTC().Truncate(g)
+	}
+	return t.Add(skew)
 }
 
 func (v *Vendor) create(w http.ResponseWriter, r *http.Request) {
@@ -161,7 +192,7 @@ func (v *Vendor) create(w http.ResponseWriter, r *http.Request) {
 	if lose {
 		panic(http.ErrAbortHandler)
 	}
-	m := row(e.public())
+	m := v.row(e.public())
 	m["key"] = e.secret
 	answer(w, http.StatusCreated, m)
 }
@@ -188,7 +219,7 @@ func (v *Vendor) list(w http.ResponseWriter, r *http.Request) {
 			next = strconv.Itoa(i)
 			break
 		}
-		rows = append(rows, row(e.public()))
+		rows = append(rows, v.row(e.public()))
 	}
 	v.mu.RUnlock()
 	out := map[string]any{"keys": rows, "next": nil}
@@ -232,7 +263,7 @@ func (v *Vendor) toggle(w http.ResponseWriter, id string, off bool) {
 	} else {
 		e.disable(off, v.now().Add(time.Duration(v.revokeDelay.Load())))
 	}
-	answer(w, http.StatusOK, row(e.public()))
+	answer(w, http.StatusOK, v.row(e.public()))
 }
 
 // keyOf returns the key that r carries, or "".
@@ -282,14 +313,22 @@ func (v *Vendor) serveData(w http.ResponseWriter, r *http.Request) {
 	safe := r.Method == http.MethodGet || r.Method == http.MethodHead
 	if !probe && ((safe && !e.read) || (!safe && !e.write)) {
 		e.denied.Add(1)
-		fail(w, http.StatusForbidden, "out_of_scope", "the key may not do this")
+		v.refuse(w, http.StatusForbidden, "out_of_scope", "the key may not do this")
 		return
 	}
 	v.carryOut(w, r, e, safe)
 }
 
 func (v *Vendor) dead(w http.ResponseWriter) {
-	fail(w, int(v.deadStatus.Load()), "invalid_key", "the key is not valid")
+	v.refuse(w, int(v.deadStatus.Load()), "invalid_key", "the key is not valid")
+}
+
+// refuse answers the holder of a key.
+func (v *Vendor) refuse(w http.ResponseWriter, status int, code, text string) {
+	if v.always200.Load() {
+		status = http.StatusOK
+	}
+	fail(w, status, code, text)
 }
 
 // carryOut does what the request asks for and says so.

@@ -45,6 +45,8 @@ type Config struct {
 	PageSize   int              // keys in one page of the list; default 100
 	MaxActive  int              // keys that may exist at once; 0 means no limit
 	UniqueName bool             // a second key of the same name is refused with 409
+	Grace      time.Duration    // how long a key that was replaced under /roll works on
+	Slots      []string         // names of the fixed keys under /slots; default key1 and key2
 }
 
 // Key is what a vendor knows of one key, without the key itself.
@@ -82,6 +84,8 @@ type entry struct {
 	offList atomic.Bool  // revoked: gone from the list
 	dis     atomic.Int64 // when it stops being valid because it was disabled; 0: not
 	disList atomic.Bool
+	draft   atomic.Bool // made, and not given out yet
+	slot    string      // of fixed keys and of the one key; set before it is given out
 
 	lastUsed                           atomic.Int64
 	ok, refused, denied, other, probes atomic.Int64
@@ -103,6 +107,7 @@ type Vendor struct {
 	order    []*entry
 
 	faults
+	shapes
 	requests, keyRequests, unknown atomic.Int64
 	effects                        effects
 	serial                         atomic.Int64
@@ -122,6 +127,10 @@ func New(c Config) *Vendor {
 	}
 	if v.pageSize <= 0 {
 		v.pageSize = 100
+	}
+	v.shapes = shapes{grace: c.Grace, slotNames: c.Slots}
+	if len(c.Slots) == 0 {
+		v.slotNames = []string{"key1", "key2"}
 	}
 	v.manager.Store(&c.Manager)
 	v.SetMaxActive(c.MaxActive)
@@ -234,7 +243,7 @@ func (v *Vendor) find(id string) *entry {
 
 // valid reports whether e works on node at now.
 func (e *entry) valid(node int, now int64) bool {
-	if now < e.from[node] || (e.expires != 0 && now >= e.expires) {
+	if e.draft.Load() || now < e.from[node] || (e.expires != 0 && now >= e.expires) {
 		return false
 	}
 	if t := e.off.Load(); t != 0 && now >= t {

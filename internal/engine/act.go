@@ -26,6 +26,9 @@ func (p *pass) act(ctx context.Context, f *facts, r rotation.Rotation, a rotatio
 	case rotation.DoLost:
 		return p.lost(ctx, r, errors.New(a.Why))
 	case rotation.DoLook:
+		if f.rules.Can.Overwrites() {
+			return p.overlook(ctx, f, r)
+		}
 		return p.look(ctx, f, r)
 	case rotation.DoNeedKey:
 		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.NeedKey, Why: a.Why}, nil)
@@ -194,7 +197,7 @@ func (p *pass) writeIntent(ctx context.Context, r rotation.Rotation) error {
 			return err
 		}
 		v := key.Version{ID: p.version(n), State: key.StateIntent, Origin: key.OriginIssued, Created: tx.Now(), Since: tx.Now(), Rotation: r.ID,
-			Label: fmt.Sprintf("keybaton-%s-%s-%s-%s", p.id.Service, p.id.Environment, n, suffix)}
+			Label: labelPrefix(p.id) + n.String() + "-" + suffix}
 		if err := tx.PutVersion(v); err != nil {
 			return err
 		}
@@ -218,7 +221,8 @@ func (p *pass) issue(ctx context.Context, f *facts, r rotation.Rotation) error {
 	if err != nil {
 		return p.refused(ctx, r, provider.Errorf(provider.Transient, "opening the manager key: %v", err))
 	}
-	req := provider.Request{Label: v.Label, Old: f.rules.Versions[r.From]}
+	req := provider.Request{Label: v.Label, Old: f.rules.Versions[r.From], Taken: f.rules.Taken()}
+	req.Place, _ = f.rules.Free()
 	if r.From != 0 {
 		if req.Parts, err = p.open(ctx, r.From); err != nil {
 			return p.refused(ctx, r, provider.Errorf(provider.Transient, "opening %s: %v", p.version(r.From), err))
@@ -241,17 +245,16 @@ func (p *pass) issue(ctx context.Context, f *facts, r rotation.Rotation) error {
 	if err != nil {
 		return p.lost(ctx, r, fmt.Errorf("sealing the new key: %w", err))
 	}
+	if f.rules.Can.Roll && (f.rules.Can.Grace == 0 || r.Hard) {
+		return p.rolled(ctx, f, r, v, got, sealed, print)
+	}
 	return p.keep(ctx, f, r, v, got, sealed, print)
 }
 
 // keep stores an issued key.
 func (p *pass) keep(ctx context.Context, f *facts, r rotation.Rotation, v key.Version, got provider.Issued, sealed key.Sealed, print string) error {
-	for _, o := range f.versions {
-		if o.ID == v.ID || (o.Fingerprint != print && (o.VendorID == "" || o.VendorID != got.VendorID)) || o.State == key.StateVoid {
-			continue
-		}
-		why := fmt.Sprintf("the vendor handed out the key of %s again; a key that is in use is not revoked, so look at the vendor before resuming", o.ID.Number)
-		return p.commit(ctx, r.ID, rotation.Event{Kind: rotation.Stop, Why: why}, func(c *change) error { return c.void(r.To, why) })
+	if again, err := p.again(ctx, f, r, v, got, print); again || err != nil {
+		return err
 	}
 	e := rotation.Event{Kind: rotation.Issued, To: r.To}
 	err := p.commit(ctx, r.ID, e, func(c *change) error {
@@ -264,7 +267,7 @@ func (p *pass) keep(ctx context.Context, f *facts, r rotation.Rotation, v key.Ve
 			return err
 		}
 		c.cred.Slots.Candidate, c.put = r.To, true
-		return nil
+		return c.lapses(f, r)
 	})
 	if !errors.Is(err, key.ErrConflict) {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"time"
 
 	"github.com/keybaton/keybaton/internal/access"
@@ -172,6 +173,9 @@ func (p *pass) plan(ctx context.Context, f *facts) (acted bool, again time.Time,
 	if c.Slots.Primary == 0 {
 		return false, time.Time{}, nil
 	}
+	if bridged(f, f.last) {
+		return true, time.Time{}, p.unbridge(ctx, f.last)
+	}
 	if at := f.policy.Due(c.ID, c.Rotated); !at.IsZero() {
 		if f.last != nil && f.last.State != rotation.Done && f.last.Kind != rotation.Spare && f.last.Ended.After(c.Rotated) {
 			// It was tried and taken back: not again at once.
@@ -203,6 +207,20 @@ func (p *pass) plan(ctx context.Context, f *facts) (acted bool, again time.Time,
 	}
 	_, err = p.begin(ctx, access.System, c.ID, rotation.Spare, RotateOptions{Why: "the policy keeps a warm spare"})
 	return true, time.Time{}, err
+}
+
+// bridged reports whether the primary is a spare that took over in the emergency
+// r. Whoever held the leaked key held it too: it is a bridge, and is replaced.
+func bridged(f *facts, r *rotation.Rotation) bool {
+	return r != nil && r.Kind == rotation.Emergency && r.Bridge != 0 && r.Bridge == f.credential.Slots.Primary &&
+		(r.State == rotation.Done || r.State == rotation.Retiring)
+}
+
+// unbridge begins the emergency that replaces the bridge of r.
+func (p *pass) unbridge(ctx context.Context, r *rotation.Rotation) error {
+	_, err := p.begin(ctx, access.System, p.id, rotation.Emergency, RotateOptions{Emergency: true, Leaked: r.Bridge,
+		Why: fmt.Sprintf("%s took over for the leaked %s and was handed to the same consumers", r.Bridge, r.Leaked)})
+	return err
 }
 
 func policyName(c key.Credential) string {
@@ -246,7 +264,7 @@ func (e *Engine) Refresh(ctx context.Context) error {
 				e.cfg.Event("resolving", c.ID, err)
 				continue
 			}
-			if !sameCall(call, c.Call) {
+			if !reflect.DeepEqual(call, c.Call) {
 				c.Call = call
 				changed = append(changed, row{c})
 			}

@@ -119,6 +119,10 @@ type API interface {
 	Approve(ctx context.Context, by access.Principal, id key.CredentialID) (rotation.Rotation, error)
 	// Revoke ends one version out of turn; refused for a version in a slot.
 	Revoke(ctx context.Context, by access.Principal, id key.VersionID) error
+	// Discover compares the vendor's list with the store.
+	Discover(ctx context.Context, by access.Principal, id key.CredentialID) ([]Discovered, error)
+	// Adopt says which of the vendor's keys a version is, or takes one in to end it.
+	Adopt(ctx context.Context, by access.Principal, id key.CredentialID, o AdoptOptions) (key.Version, error)
 	// Forget waives every hold of a consumer: a person says that it is gone.
 	Forget(ctx context.Context, by access.Principal, consumer string) (holds int, err error)
 }

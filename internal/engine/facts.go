@@ -106,7 +106,7 @@ func (e *Engine) read(tx store.Tx, id key.CredentialID, f *facts) (err error) {
 		can.Issue, can.Revoke, can.List, can.Disable = false, false, false, false
 	}
 	f.rules = rotation.Facts{Policy: f.policy, Can: can, Slots: f.credential.Slots, Ledger: l, Versions: map[key.Number]key.Version{},
-		Retirements: map[key.Number]rotation.Retirement{}, Probes: e.remembered(id)}
+		Retirements: map[key.Number]rotation.Retirement{}, Probes: e.remembered(id), Sights: e.sighted(id)}
 	for _, v := range f.versions {
 		f.rules.Versions[v.ID.Number] = v
 	}

@@ -31,6 +31,8 @@ func (p *pass) retire(ctx context.Context, f *facts, r rotation.Retirement, a ro
 		return p.revoke(ctx, f, r)
 	case rotation.DoConfirm:
 		return p.confirm(ctx, f, r, a)
+	case rotation.DoSight:
+		return p.sight(ctx, f, r)
 	case rotation.DoUnproven:
 		return p.commitRetire(ctx, r, rotation.Event{Kind: rotation.Unproven, Why: a.Why}, nil)
 	}

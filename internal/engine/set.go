@@ -49,10 +49,7 @@ func (e *Engine) Set(ctx context.Context, by access.Principal, id key.Credential
 	if f.rules.Can.Probe {
 		res.Outcome = string(probe.Outcome)
 	}
-	vendorID := ""
-	if d, ok := f.driver.(provider.Identifier); ok {
-		vendorID, _ = d.Identify(provider.Env{Transport: e.cfg.Transport, Params: f.params, Call: f.credential.Call}, parts)
-	}
+	vendorID := e.identify(ctx, id, f, parts)
 	for range 5 { // the number may be taken meanwhile; the key is sealed to it
 		err = e.store(ctx, by, id, parts, origin, why, vendorID, waiting, &res)
 		if !errors.Is(err, key.ErrStale) {
@@ -78,6 +75,29 @@ func checkParts(c key.Call, parts secret.Parts) error {
 		}
 	}
 	return nil
+}
+
+// identify returns the vendor's id of a key from outside, where the parts or
+// the vendor tell it; "" otherwise.
+func (e *Engine) identify(ctx context.Context, id key.CredentialID, f *facts, parts secret.Parts) string {
+	env, err := e.envOf(ctx, id, f)
+	if err != nil {
+		env.Manager = nil
+	}
+	switch d := f.driver.(type) {
+	case provider.Identifier:
+		vendorID, _ := d.Identify(env, parts)
+		return vendorID
+	case provider.Locator:
+		ctx, cancel := context.WithTimeout(ctx, callLimit)
+		defer cancel()
+		vendorID, err := d.Locate(ctx, env, parts)
+		if err != nil {
+			return "" // adopt names it later
+		}
+		return vendorID
+	}
+	return ""
 }
 
 // trial probes parts that are not stored.

@@ -34,6 +34,7 @@ type Engine struct {
 	wake   chan struct{}
 	mu     sync.Mutex
 	probes map[key.CredentialID]map[key.Number]rotation.Probe // what this process probed; never stored
+	sights map[key.CredentialID]map[key.Number]rotation.Sight // what it saw in vendors' lists; never stored
 	open   map[key.CredentialID]bool                          // what this process found at work
 	moved  map[key.CredentialID]bool                          // of these: something new is known of their holders
 }
@@ -67,7 +68,8 @@ func New(cfg Config) *Engine {
 		cfg.Forgot = func(string) {}
 	}
 	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), probes: map[key.CredentialID]map[key.Number]rotation.Probe{},
-		open: map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
+		sights: map[key.CredentialID]map[key.Number]rotation.Sight{},
+		open:   map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
 }
 
 func hexOf(random func([]byte), n int) string {
@@ -234,6 +236,9 @@ func (p *pass) once(ctx context.Context, f *facts) (acted bool, again time.Time,
 		if !t.IsZero() && (again.IsZero() || t.Before(again)) {
 			again = t
 		}
+	}
+	if f.open != nil && f.open.State == rotation.Retiring && bridged(f, f.open) {
+		return true, time.Time{}, p.unbridge(ctx, f.open) // what leaked goes on retiring by itself
 	}
 	if f.open != nil {
 		a, g := rotation.Next(*f.open, f.rules, f.now)

@@ -32,6 +32,8 @@ type Request struct {
 	Old   key.Version   // whose rights are copied; zero number: none
 	Parts secret.Parts  // of Old, for vendors that ask for them; may be nil
 	Life  time.Duration // wished; 0: the vendor's default
+	Taken []string      // vendor ids of all versions that may be alive: an issue that overwrites a key leaves these alone
+	Place string        // of a vendor with fixed keys: the one to make anew; "" for others
 }
 
 // Issued is a new key.
@@ -87,6 +89,12 @@ type Matcher interface {
 	// Match returns how specific the match is (the length of the pattern), and
 	// 0 when v does not look like a key of this vendor.
 	Match(v secret.Value) int
+}
+
+// Locator is a driver whose vendor can tell which of its keys has the parts p.
+type Locator interface {
+	// Locate returns the vendor's id of the key, or key.ErrNotFound.
+	Locate(ctx context.Context, env Env, p secret.Parts) (vendorID string, err error)
 }
 
 // Previewer is a driver that can tell which requests it would make.

@@ -22,6 +22,23 @@ type Facts struct {
 	Probes      map[key.Number]Probe // the server's own, newest
 	Intent      int                  // the attempt whose intent this very pass made durable; 0: none
 	Retirements map[key.Number]Retirement
+	Sights      map[key.Number]Sight // what the vendor's list says of use, newest
+}
+
+// Sight is what the vendor's list last said of the use of a version.
+type Sight struct {
+	Used  time.Time // as the vendor says, by its clock; zero: it does not say
+	At    time.Time // when the list was read, by ours
+	Since time.Time // since when it has said the same, by ours
+}
+
+// Then returns the newest sight s taken in after q.
+func (q Sight) Then(s Sight) Sight {
+	s.Since = s.At
+	if !q.At.IsZero() && q.Used.Equal(s.Used) {
+		s.Since = q.Since
+	}
+	return s
 }
 
 // Probe is the newest probe of a version by the server.
@@ -107,7 +124,7 @@ func Next(r Rotation, f Facts, now time.Time) (Action, Gate) {
 		}
 		return act(DoLost, r.To, "the server stopped between the intent and the answer")
 	case Unknown:
-		return unknown(r, f)
+		return unknown(r, f, now)
 	case WaitingKey:
 		return closed(Gate{Reason: "issue a key at the vendor, then paste it: keybaton set " + r.Credential.Service + " --env " + r.Credential.Environment,
 			Missing: f.Can.Steps, Person: true})
@@ -149,8 +166,8 @@ func (r Rotation) approved() bool { return r.Approved[r.State.Step()] != "" }
 // living counts the versions that may be valid at the vendor.
 func (f Facts) living() (n int, names []string) {
 	for _, v := range f.Versions {
-		if v.State == key.StateUnknown && f.Can.List {
-			continue // looked for and not found
+		if v.State == key.StateUnknown && (f.Can.List || f.Can.Overwrites()) {
+			continue // looked for and not found, or overwritten by the next
 		}
 		if !v.State.Terminal() && v.State != key.StateIntent {
 			n++
@@ -186,13 +203,19 @@ func planned(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	if !f.Can.Issue {
 		return act(DoNeedKey, 0, "the vendor has no way to issue a key by program")
 	}
+	if f.Can.Overwrites() {
+		return overwriting(r, f, now)
+	}
 	if !room {
 		return closed(Gate{Reason: fmt.Sprintf("the vendor allows %d keys and has %d", f.Can.Max, n), Missing: names})
 	}
 	return act(DoIntent, 0, "there is room at the vendor")
 }
 
-func unknown(r Rotation, f Facts) (Action, Gate) {
+func unknown(r Rotation, f Facts, now time.Time) (Action, Gate) {
+	if f.Can.Overwrites() {
+		return lostRoll(r, f, now)
+	}
 	if f.Can.List {
 		return act(DoLook, r.To, "the vendor can list its keys")
 	}
@@ -372,6 +395,9 @@ func distributing(r Rotation, f Facts, now time.Time) (Action, Gate) {
 		return act(DoPromote, r.To, "emergency: the new key answers ok")
 	}
 	reason, missing := following(r, f, now)
+	if end, soon := r.lapsing(f, now); soon {
+		return act(DoPromote, r.To, fmt.Sprintf("%s ends by itself at %s; waiting longer would help nobody", r.From, end.UTC().Format(time.RFC3339)))
+	}
 	if len(missing) > 0 {
 		return closed(Gate{Reason: reason, Missing: missing})
 	}
@@ -408,7 +434,8 @@ func distributing(r Rotation, f Facts, now time.Time) (Action, Gate) {
 }
 
 func soaking(r Rotation, f Facts, now time.Time) (Action, Gate) {
-	if why := bad(r, f); why != "" && f.Slots.Fallback == r.From && r.From != 0 {
+	_, soon := r.lapsing(f, now)
+	if why := bad(r, f); why != "" && f.Slots.Fallback == r.From && r.From != 0 && !soon {
 		if now.Sub(r.Entered) > f.Can.Early {
 			return act(DoBack, r.To, why)
 		}
@@ -455,6 +482,9 @@ func quieting(r Rotation, f Facts, old key.Number, now time.Time) (Action, Gate)
 	}
 	if r.Kind == Emergency {
 		return act(DoEmpty, old, "emergency: no quiet window")
+	}
+	if end := f.Versions[old].Expires; f.Can.Roll && !end.IsZero() && !now.Before(end) {
+		return act(DoEmpty, old, old.String()+" has ended by itself")
 	}
 	reason, missing := following(r, f, now)
 	if len(missing) > 0 {

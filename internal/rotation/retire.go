@@ -17,6 +17,7 @@ const (
 	DoRevoke    Act = "revoke"
 	DoConfirm   Act = "confirm" // probe the survivor, look at the vendor's list, then note how it ended
 	DoUnproven  Act = "note that it is unproven"
+	DoSight     Act = "look when the vendor saw it used last"
 )
 
 // The events of a retirement.
@@ -53,14 +54,7 @@ func NextRetire(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	case key.StateDisabling:
 		return act(DoDisable, n, "committed")
 	case key.StateDisabled:
-		watch := f.Policy.Watch
-		if r.Emergency {
-			watch = 0
-		}
-		if end := r.Entered.Add(watch); now.Before(end) {
-			return closed(Gate{Reason: fmt.Sprintf("%s is disabled and watched for %s", n, watch), Again: end})
-		}
-		return outlived(f, now, n, DoRevoking, "disabled and not missed for "+watch.String())
+		return disabled(r, f, now)
 	case key.StateRevoking:
 		if r.Called.IsZero() {
 			return act(DoRevoke, n, "committed")
@@ -123,21 +117,91 @@ func retired(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	if !f.Can.Revoke || v.VendorID == "" {
 		return person(r, f, now)
 	}
-	if v.UnknownCopies() && !f.Can.Disable && !r.Emergency && r.Approved[AskCopies] == "" {
-		switch f.Policy.Unverified {
-		case UnverifiedProceed:
-			why += "; unverified: it may live where nobody is seen"
-		case UnverifiedWait:
-			return closed(Gate{Reason: fmt.Sprintf("unverified: %s came from outside or was read out, and may live where nobody is seen", n)})
-		default:
-			return closed(Gate{Reason: fmt.Sprintf("unverified: %s came from outside or was read out, and may live where nobody is seen", n),
-				Person: true, Asks: AskCopies, Missing: []string{approve(r)}})
+	if v.UnknownCopies() && !r.Emergency && r.Approved[AskCopies] == "" {
+		a, g, more := unseen(r, f, now)
+		if a.Do != Wait || !g.Open {
+			return a, g
 		}
+		why += more
 	}
 	if f.Can.Disable {
 		return outlived(f, now, n, DoDisabling, why)
 	}
 	return outlived(f, now, n, DoRevoking, why)
+}
+
+// unseen decides whether copies of r's version may live where no holder is
+// recorded: it came from outside, or was read out. The gate is open when the
+// vendor has not seen it used, when it can be disabled and watched first, or
+// when the policy proceeds; more is then what to add to the reason.
+func unseen(r Retirement, f Facts, now time.Time) (a Action, g Gate, more string) {
+	n := r.Version.Number
+	g = Gate{Reason: fmt.Sprintf("unverified: %s came from outside or was read out, and may live where nobody is seen", n)}
+	if f.Can.Used && f.Can.List {
+		s, ok := f.Sights[n]
+		window := f.Policy.Quiet + f.Can.Grain
+		every := min(max(window/10, f.Can.Spacing, time.Second), time.Hour)
+		switch {
+		case !ok || now.Sub(s.At) >= every:
+			a, g = act(DoSight, n, "to see whether the vendor saw it used")
+			return a, g, ""
+		case s.Used.IsZero():
+			g.Reason += "; the vendor does not say when it was used last"
+		case now.Sub(s.Since) >= window:
+			return Action{Do: Wait}, Gate{Open: true}, fmt.Sprintf("; the vendor saw it used last at %s, and not since for %s", s.Used.UTC().Format(time.RFC3339), window)
+		default:
+			g = Gate{Reason: fmt.Sprintf("the vendor saw %s used last at %s; it must not be seen used for %s", n, s.Used.UTC().Format(time.RFC3339), window), Again: s.At.Add(every)}
+			if f.Policy.Unverified == UnverifiedAsk {
+				g.Person, g.Asks, g.Missing = true, AskCopies, []string{"not to wait: " + approve(r)}
+			}
+			return Action{Do: Wait}, g, ""
+		}
+	}
+	switch {
+	case f.Can.Disable:
+		return Action{Do: Wait}, Gate{Open: true}, ""
+	case f.Policy.Unverified == UnverifiedProceed:
+		return Action{Do: Wait}, Gate{Open: true}, "; unverified: it may live where nobody is seen"
+	case f.Policy.Unverified == UnverifiedAsk:
+		g.Person, g.Asks, g.Missing = true, AskCopies, []string{approve(r)}
+	}
+	return Action{Do: Wait}, g, ""
+}
+
+// disabled watches a version that is off at the vendor: first that it is off
+// indeed, then that nobody misses it.
+func disabled(r Retirement, f Facts, now time.Time) (Action, Gate) {
+	n := r.Version.Number
+	v := f.Versions[n]
+	if !r.Emergency && f.Can.Probe && v.Fingerprint != "" {
+		p, ok := f.Probes[n]
+		ok = ok && !p.At.Before(r.Entered)
+		switch {
+		case ok && p.Outcome == evidence.Auth:
+		case ok && p.At.After(r.Entered.Add(patience(f.Can))) && (p.Outcome == evidence.OK || p.Outcome == evidence.Perm):
+			why := fmt.Sprintf("the vendor says that %s is disabled and still accepts it, so nothing is learned by watching", n)
+			if v.UnknownCopies() && r.Approved[AskCopies] == "" && f.Policy.Unverified != UnverifiedProceed {
+				g := Gate{Reason: "unverified: " + why}
+				if f.Policy.Unverified == UnverifiedAsk {
+					g.Person, g.Asks, g.Missing = true, AskCopies, []string{approve(r)}
+				}
+				return closed(g)
+			}
+			return outlived(f, now, n, DoRevoking, why)
+		case ok && now.Sub(p.At) < max(f.Can.Spacing, time.Second):
+			return closed(Gate{Reason: fmt.Sprintf("%s is disabled and still answers %s", n, p.Text), Again: p.At.Add(max(f.Can.Spacing, time.Second))})
+		default:
+			return act(DoProbe, n, "to see whether it is off indeed")
+		}
+	}
+	watch := f.Policy.Watch
+	if r.Emergency {
+		watch = 0
+	}
+	if end := r.Entered.Add(watch); now.Before(end) {
+		return closed(Gate{Reason: fmt.Sprintf("%s is disabled and watched for %s", n, watch), Again: end})
+	}
+	return outlived(f, now, n, DoRevoking, "disabled and not missed for "+watch.String())
 }
 
 func approve(r Retirement) string {
@@ -172,6 +236,11 @@ func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		}
 		return closed(Gate{Reason: "revoke " + which(f.Versions[n]) + " at the vendor, then say so", Person: true, Asks: AskRevoked, Missing: append(slices.Clone(f.Can.Undo), approve(r))})
 	}
+	end := f.Versions[n].Expires
+	lapses := f.Can.Roll && !end.IsZero()
+	if lapses && now.Before(end) {
+		return closed(Gate{Reason: n.String() + " ends by itself; a probe notices when it is dead", Again: end})
+	}
 	dead := f.dead(n, r.Entered)
 	if dead >= max(1, f.Can.DeadOK) {
 		return act(DoConfirm, n, fmt.Sprintf("answered invalid %d times in a row", dead))
@@ -182,6 +251,9 @@ func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	}
 	if p, ok := f.Probes[n]; ok && now.Sub(p.At) < every {
 		g := Gate{Reason: "revoke " + which(f.Versions[n]) + " at the vendor; a probe notices when it is dead", Person: true, Missing: slices.Clone(f.Can.Undo), Again: p.At.Add(every)}
+		if lapses {
+			g.Reason, g.Person, g.Missing = n.String()+" should have ended by itself; a probe notices when it is dead", false, nil
+		}
 		if dead > 0 {
 			g.Reason, g.Person, g.Missing = fmt.Sprintf("%s was refused %d of %d times", n, dead, f.Can.DeadOK), false, nil
 		}

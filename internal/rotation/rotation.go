@@ -17,7 +17,7 @@ import (
 
 // Machine is the number of this state machine. It is stored with each rotation;
 // a server leaves alone what a newer machine began.
-const Machine = 1
+const Machine = 2
 
 // Kind says why a rotation runs.
 type Kind string
@@ -112,6 +112,9 @@ type Rotation struct {
 	To         key.Number       `json:"to,omitempty"`   // the new version; 0 before an intent
 	Leaked     key.Number       `json:"leaked,omitempty"`
 	Displaced  key.Number       `json:"displaced,omitempty"` // the spare that staging put out of its slot
+	Bridge     key.Number       `json:"bridge,omitempty"`    // emergency: the spare that took over; its holders held the leaked key too
+	Consent    string           `json:"consent,omitempty"`   // who accepted that requests may fail while the vendor's one key is replaced
+	Hard       bool             `json:"hard,omitempty"`      // the next key replaces the old one at once, whatever grace the vendor gives
 	Attempt    int              `json:"attempt,omitempty"`   // how often a key was asked for
 	Revision   key.Revision     `json:"revision"`            // of its last change of slots
 	Full       bool             `json:"full,omitempty"`      // the vendor said that it has no room
@@ -263,6 +266,11 @@ type Abilities struct {
 	Disable bool          `json:"disable"`
 	Probe   bool          `json:"probe"`
 	Max     int           `json:"max,omitempty"`   // keys that may be valid at once; 0: no known limit
+	Roll    bool          `json:"roll,omitempty"`  // the vendor has one key: issuing replaces it
+	Grace   time.Duration `json:"grace,omitempty"` // with Roll: how long the replaced key goes on working; 0: not at all
+	Fixed   []string      `json:"fixed,omitempty"` // vendor ids of its fixed keys, such as key1 and key2: issuing overwrites one that is free
+	Used    bool          `json:"used,omitempty"`  // the list says when a key was last used
+	Grain   time.Duration `json:"grain,omitempty"` // of Used: its granularity plus how late it may be
 	Early   time.Duration `json:"early"`           // a new key may be refused for this long
 	Late    time.Duration `json:"late"`            // a revoked key may be accepted for this long
 	Spacing time.Duration `json:"spacing"`         // between probes

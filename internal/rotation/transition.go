@@ -17,6 +17,7 @@ type EventKind string
 const (
 	Intended    EventKind = "intended"    // the intent is durable
 	Issued      EventKind = "issued"      // the vendor gave a key; it is stored
+	Rolled      EventKind = "rolled"      // the vendor replaced its one key; the new one is the primary
 	Refused     EventKind = "refused"     // the vendor did nothing, for certain
 	Lost        EventKind = "answer lost" // the vendor may have done it
 	Looked      EventKind = "looked"      // strays under the label are marked
@@ -51,6 +52,7 @@ type Event struct {
 	Proof     string    // Finished
 	Retry     time.Time // Refused, Looked
 	Full      bool      // Refused: the vendor has no room
+	Hard      bool      // Looked: what was lost may have replaced the old key already
 }
 
 // transition is one row of the table: in any of From, Kind leads to To. An
@@ -68,6 +70,7 @@ func transitions() []transition {
 	return []transition{
 		{Intended, []State{Planned}, Issuing},
 		{Issued, []State{Issuing}, Proving},
+		{Rolled, []State{Issuing}, Soaking},
 		{Refused, []State{Issuing}, Planned},
 		{Lost, []State{Issuing}, Unknown},
 		{Looked, []State{Unknown}, Planned},
@@ -108,15 +111,22 @@ func Apply(r Rotation, e Event) (Rotation, error) {
 	switch e.Kind {
 	case Intended:
 		r.To, r.Attempt, r.Retry = e.To, r.Attempt+1, time.Time{}
+		if who := r.Approved[StepGenerate]; who != "" {
+			r.Consent = who
+		}
 	case Issued, Pasted:
 		r.To = e.To
 	case Refused, Looked:
 		r.To, r.Retry, r.Full = 0, e.Retry, e.Full
+		r.Hard = r.Hard || e.Hard
 	case SpareTaken:
 		r.To, r.Revision, r.Marks = e.To, e.Revision, e.Marks
+		if r.Kind == Emergency {
+			r.Bridge = e.To
+		}
 	case Staged:
 		r.Revision, r.Displaced, r.Marks = e.Revision, e.Displaced, e.Marks
-	case Installed, Promoted:
+	case Rolled, Installed, Promoted:
 		r.Revision, r.Marks = e.Revision, e.Marks
 	case Emptied:
 		if !e.Revision.IsZero() {

@@ -22,10 +22,16 @@ import (
 
 // New returns the driver of a recipe. It satisfies provider.Previewer,
 // provider.Matcher and provider.Labeler always, and provider.Lister,
-// provider.Disabler and provider.Identifier only where the recipe describes them. It is safe for
+// provider.Disabler, provider.Identifier and provider.Locator only where the recipe describes them. It is safe for
 // concurrent use.
 func New(r *spec.Recipe) provider.Driver {
 	c := &core{r}
+	if r.Slots != nil && r.Slots.Read != nil {
+		return struct {
+			*core
+			locator
+		}{c, locator{c}}
+	}
 	has := [3]bool{r.List != nil, r.Disable != nil, r.IDPart != ""}
 	l, d, i := lister{c}, disabler{c}, identifier{c}
 	switch has {
@@ -142,6 +148,11 @@ func (c *core) Describe(env provider.Env) provider.Info {
 	a := &info.Abilities
 	a.Issue, a.Revoke, a.List = len(c.Steps) > 0, c.Recipe.Revoke != nil, c.Recipe.List != nil
 	a.Disable, a.Max = c.Recipe.Disable != nil, c.Limits.Max
+	a.Roll, a.Grace = c.Rolls(), c.Grace
+	if c.Slots != nil {
+		a.Fixed, a.Max = slices.Clone(c.Slots.Names), len(c.Slots.Names)
+	}
+	a.Used, a.Grain = c.UsageFrom, c.Granular
 	a.Early, a.Late, a.Spacing, a.DeadOK = c.Early, c.Late, c.Spacing, c.DeadOK
 	a.Steps, a.Undo, a.URL = slices.Clone(c.Human.Create), slices.Clone(c.Human.Revoke), c.Human.URL
 	info.Call = key.Call{Place: c.Place, Rules: slices.Clone(c.Rules), FallbackOn: slices.Clone(c.Fallback), Parts: c.PartNames(), Early: c.Early}
@@ -260,6 +271,12 @@ func (c *core) Issue(ctx context.Context, env provider.Env, r provider.Request) 
 		return provider.Issued{}, err
 	}
 	v["name"] = c.Label(env, r.Label)
+	if c.Slots != nil {
+		if r.Place == "" || slices.Contains(r.Taken, r.Place) || !slices.Contains(c.Slots.Names, r.Place) {
+			return provider.Issued{}, &provider.Error{Kind: provider.Full, Text: c.Vendor + " has no free key to make anew"}
+		}
+		v["slot"] = r.Place
+	}
 	if life := max(r.Life, 0); life > 0 || c.Life > 0 {
 		if life == 0 {
 			life = c.Life
@@ -310,7 +327,7 @@ func (c *core) issued(r provider.Request, v spec.Values, out provider.Issued) (p
 				"look at the vendor before anything is revoked: the key named "+c.name(v)+" may be the present one")
 		}
 	}
-	if r.Old.VendorID != "" && r.Old.VendorID == id {
+	if r.Old.VendorID != "" && r.Old.VendorID == id && !c.Rolls() {
 		return provider.Issued{}, denied(fmt.Errorf("%s answered with the id of the present key", c.Vendor),
 			"look at the vendor before anything is revoked: nothing new was recorded")
 	}

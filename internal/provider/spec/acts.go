@@ -171,6 +171,9 @@ func (p *parsing) create(top *object) {
 		p.add(o.n, "create", "another shape, or leave create out", "a vendor of shape human has no creation")
 	}
 	ok := p.base.with(namesCreate).with(p.managerNames())
+	if rec.Shape == TwoSlot {
+		ok["slot"] = plain
+	}
 	for g := range rec.Generate {
 		ok["gen."+g] = hidden
 	}
@@ -374,6 +377,10 @@ func (p *parsing) soft(o *object) {
 			t.Read = &s
 		}
 		t.Act = p.act(off, ok.with(saved))
+		if t.Gone == nil { // what is gone is off; the revocation proves it
+			c := mustCondition(404, "404")
+			t.Gone = &c
+		}
 		off.done()
 		p.rec.Disable = t
 	}
@@ -387,6 +394,13 @@ func (p *parsing) soft(o *object) {
 func (p *parsing) revoke(o, top *object) {
 	rec := p.rec
 	if o == nil {
+		if rec.Rolls() { // the next key ends it
+			rec.DeadOK = 3
+			if rec.Probe == nil {
+				p.add(top.n, "probe", "probe: and what tells a working key from a dead one", "that a replaced key is dead can only be proven by a probe")
+			}
+			return
+		}
 		if rec.Shape == Human {
 			if len(rec.Human.Revoke) == 0 && len(rec.Human.Create) > 0 {
 				p.add(top.n, "human.revoke", "human.revoke: and the steps, each behind a dash", "neither a request nor a person revokes")

@@ -58,12 +58,13 @@ func (p *parsing) all(o *object) {
 	if o.need("tested", "tested: doc, loopback or live") != nil {
 		rec.Tested = o.choice("tested", "", "doc", "loopback", "live")
 	}
-	rec.Shape = o.choice("shape", MultiKey, MultiKey, DualIdentity, Human)
+	rec.Shape = o.choice("shape", MultiKey, MultiKey, DualIdentity, TwoSlot, RollGrace, RollHard, Human)
 	rec.Hazards = o.texts("hazards")
 	p.params(o.object("params"))
 	p.credential(o)
 	p.upstream(o)
 	p.manager(o.object("manager"))
+	p.overwrites(o)
 	p.limits(o.object("limits"))
 	p.generate(o.object("generate"))
 	p.life(o.object("expiry"))

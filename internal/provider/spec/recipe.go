@@ -24,6 +24,9 @@ import (
 const (
 	MultiKey     = "multi_key"     // keys are made and deleted one by one
 	DualIdentity = "dual_identity" // a key is a user or account of its own
+	TwoSlot      = "two_slot"      // fixed keys with names of their own, each made anew in place
+	RollGrace    = "roll_grace"    // one key: a creation replaces it, and the old one works on for a while
+	RollHard     = "roll_hard"     // one key: a creation ends the old one at once
 	Human        = "human"         // a person makes the key; the rest may be automatic
 )
 
@@ -63,6 +66,8 @@ type Recipe struct {
 	Spacing   time.Duration
 	UsageFrom bool
 	Granular  time.Duration
+	Grace     time.Duration // of shape roll_grace
+	Slots     *Slots        // of shape two_slot
 	Disable   *toggle
 	Enable    *toggle
 	Revoke    *Act

@@ -126,6 +126,14 @@ func (f *fakeEngine) Revoke(_ context.Context, by access.Principal, id key.Versi
 	return f.note(by, "revoke "+id.String())
 }
 
+func (f *fakeEngine) Discover(_ context.Context, by access.Principal, id key.CredentialID) ([]engine.Discovered, error) {
+	return []engine.Discovered{{VendorID: "k1", Version: 1, State: key.StatePrimary, Relation: engine.Known}, {VendorID: "k9", Relation: engine.Foreign}}, f.note(by, "discover "+id.String())
+}
+
+func (f *fakeEngine) Adopt(_ context.Context, by access.Principal, id key.CredentialID, o engine.AdoptOptions) (key.Version, error) {
+	return key.Version{ID: key.VersionID{Credential: id, Number: 1}, State: key.StatePrimary, VendorID: o.VendorID}, f.note(by, "adopt "+id.String()+" "+o.VendorID)
+}
+
 func (f *fakeEngine) Forget(_ context.Context, by access.Principal, consumer string) (int, error) {
 	return 2, f.note(by, "forget "+consumer)
 }
