@@ -68,6 +68,26 @@ type Found struct {
 	Installed   bool     `json:"installed"`
 }
 
+// Discovered is one key as the vendor lists it, beside what the store knows.
+type Discovered struct {
+	VendorID string    `json:"vendor_id,omitempty" doc:"the vendor's name for it; never a secret"`
+	Label    string    `json:"label,omitempty" doc:"the name under which it was made"`
+	Created  time.Time `json:"created,omitzero" doc:"by the vendor's clock"`
+	LastUsed time.Time `json:"last_used,omitzero" doc:"by the vendor's clock; absent where it does not tell"`
+	Disabled bool      `json:"disabled,omitempty"`
+	Version  int64     `json:"version,omitempty" doc:"absent: the store does not know it"`
+	State    string    `json:"state,omitempty" doc:"of the version"`
+	Relation string    `json:"relation" doc:"known; stray (a label of ours, unknown to the store); foreign (made by others, never touched); missing (taken for alive, not listed); unidentified (its vendor id is not known)"`
+}
+
+// Adopt is the body of an adopt.
+type Adopt struct {
+	VendorID string `json:"vendor_id,omitempty" maxLength:"500" doc:"as the vendor lists it; may be left out where the key itself tells it"`
+	Version  int64  `json:"version,omitempty" minimum:"0" doc:"the version that it is; 0: the only one whose vendor id is not known"`
+	Retire   bool   `json:"retire,omitempty" doc:"it is no version, and nobody needs it: take it in to end it"`
+	Why      string `json:"why,omitempty" maxLength:"500"`
+}
+
 // Rotate is the body of a rotate.
 type Rotate struct {
 	Why       string `json:"why,omitempty" maxLength:"500"`

@@ -29,6 +29,8 @@ const (
 	PathResume      = PathCredential + "/resume"
 	PathApprove     = PathCredential + "/approve"
 	PathRevoke      = PathCredential + "/versions/{number}/revoke"
+	PathDiscover    = PathCredential + "/discover"
+	PathAdopt       = PathCredential + "/adopt"
 	PathRotations   = Base + "/rotations"
 	PathRotation    = Base + "/rotations/{id}"
 	PathEvents      = Base + "/events"

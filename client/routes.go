@@ -109,6 +109,17 @@ func (c *Client) Revoke(ctx context.Context, id Credential, version int64) (api.
 	return call[api.Credential](ctx, c, http.MethodPost, p, nil, nil)
 }
 
+// Discover compares the vendor's list of keys with what the store knows; it
+// changes nothing.
+func (c *Client) Discover(ctx context.Context, id Credential) ([]api.Discovered, error) {
+	return list[api.Discovered](ctx, c, id.path(api.PathDiscover), nil)
+}
+
+// Adopt says which of the vendor's keys a version is, or takes one in to end it.
+func (c *Client) Adopt(ctx context.Context, id Credential, a api.Adopt) (api.Credential, error) {
+	return call[api.Credential](ctx, c, http.MethodPost, id.path(api.PathAdopt), nil, a)
+}
+
 // Rotations returns rotations, newest first. limit 0 means the server's
 // default.
 func (c *Client) Rotations(ctx context.Context, f Filter, open bool, limit int) ([]api.Rotation, error) {

@@ -65,6 +65,7 @@ func vendor(ts *testscript.TestScript, neg bool, args []string) {
 		_, k := w.vendor.Issue("by hand")
 		w.know(k)
 		ts.Check(os.WriteFile(ts.MkAbs(arg), []byte(k+"\n"), 0o600))
+		ts.Setenv("VENDOR_ID", w.vendor.IDOf(k))
 	case "revoke":
 		if !w.vendor.RevokeKey(w.vendor.IDOf(strings.TrimSpace(ts.ReadFile(arg)))) {
 			ts.Fatalf("the vendor knows no such key")

@@ -18,6 +18,7 @@ import (
 
 // verbs are all that the program has; one that is added is added here, too.
 const verbs = `keybaton
+keybaton adopt
 keybaton alert
 keybaton alert list
 keybaton apply
@@ -29,6 +30,7 @@ keybaton consumer
 keybaton consumer forget
 keybaton consumer list
 keybaton demo
+keybaton discover
 keybaton get
 keybaton import
 keybaton list
@@ -37,6 +39,7 @@ keybaton recipe
 keybaton recipe check
 keybaton recipe list
 keybaton recipe try
+keybaton revoke
 keybaton rollback
 keybaton rotate
 keybaton rotate approve

@@ -155,7 +155,7 @@ func Command(io IO) *cobra.Command {
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
-		s.applyCmd(), s.importCmd(), s.setCmd(), s.getCmd(), s.listCmd(), s.statusCmd(), s.rotateCmd(), s.rollbackCmd(),
+		s.applyCmd(), s.importCmd(), s.setCmd(), s.getCmd(), s.listCmd(), s.statusCmd(), s.rotateCmd(), s.rollbackCmd(), s.discoverCmd(), s.adoptCmd(), s.revokeCmd(),
 		s.consumerCmd(), s.tokenCmd(), s.auditCmd(), s.alertCmd(), s.loginCmd(),
 	)
 	return root
@@ -269,6 +269,21 @@ func (s *session) run(do func(context.Context, *client.Client, []string) error) 
 			return err
 		}
 		return do(cmd.Context(), c, args)
+	}
+}
+
+// on is run for a verb whose first argument is a service of the environment.
+func (s *session) on(do func(context.Context, *client.Client, client.Credential) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		id, err := s.named(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := s.client()
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), c, id)
 	}
 }
 

@@ -55,6 +55,10 @@ func (a *API) registerActs(h huma.API) {
 	}
 	register(a, h, operate(api.PathRevoke, "revoke", "credentials", "End one version out of turn; refused for one in a slot"), (*versionInput).aim, a.revoke)
 
+	register(a, h, op{Method: http.MethodGet, Path: api.PathDiscover, ID: "discover", Tag: "credentials", Verb: access.Operate,
+		Summary: "Compare the vendor's list of keys with what is known here; nothing is changed"}, (*OfCredential).aim, a.discover)
+	register(a, h, operate(api.PathAdopt, "adopt", "credentials", "Say which of the vendor's keys a version is, or take one in to end it"), (*adoptInput).aim, a.adopt)
+
 	forget := operate(api.PathForget, "forget", "consumers", "Say that a consumer is gone: nothing waits for it any more")
 	forget.Verb, forget.Whole = access.Manage, true
 	register(a, h, forget, overall[nameInput], func(ctx context.Context, p access.Principal, in *nameInput) (api.Forgotten, error) {
@@ -161,6 +165,36 @@ type versionInput struct {
 
 func (a *API) revoke(ctx context.Context, p access.Principal, in *versionInput) (api.Credential, error) {
 	if err := a.engine.Revoke(ctx, p, key.VersionID{Credential: in.id(), Number: key.Number(in.Number)}); err != nil {
+		return api.Credential{}, err
+	}
+	return a.credential(ctx, p, &in.OfCredential)
+}
+
+func (a *API) discover(ctx context.Context, p access.Principal, in *OfCredential) (api.List[api.Discovered], error) {
+	found, err := a.engine.Discover(ctx, p, in.id())
+	if err != nil {
+		return api.List[api.Discovered]{}, err
+	}
+	items := []api.Discovered{}
+	for _, d := range found {
+		items = append(items, api.Discovered{VendorID: d.VendorID, Label: d.Label, Created: d.Created, LastUsed: d.LastUsed, Disabled: d.Disabled,
+			Version: int64(d.Version), State: string(d.State), Relation: string(d.Relation)})
+	}
+	return list(items), nil
+}
+
+// adoptInput names a key at the vendor.
+type adoptInput struct {
+	OfCredential
+	Body *api.Adopt
+}
+
+func (a *API) adopt(ctx context.Context, p access.Principal, in *adoptInput) (api.Credential, error) {
+	b := api.Adopt{}
+	if in.Body != nil {
+		b = *in.Body
+	}
+	if _, err := a.engine.Adopt(ctx, p, in.id(), engine.AdoptOptions{VendorID: b.VendorID, Version: key.Number(b.Version), Retire: b.Retire, Why: b.Why}); err != nil {
 		return api.Credential{}, err
 	}
 	return a.credential(ctx, p, &in.OfCredential)

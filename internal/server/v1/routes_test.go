@@ -74,6 +74,8 @@ var least = map[string]access.Role{
 	"POST /api/v1/credentials/{service}/{environment}/resume":                   access.RoleOperator,
 	"POST /api/v1/credentials/{service}/{environment}/approve":                  access.RoleOperator,
 	"POST /api/v1/credentials/{service}/{environment}/versions/{number}/revoke": access.RoleOperator,
+	"GET /api/v1/credentials/{service}/{environment}/discover":                  access.RoleOperator,
+	"POST /api/v1/credentials/{service}/{environment}/adopt":                    access.RoleOperator,
 	"POST /api/v1/import":                                                       access.RoleOperator,
 	"POST /api/v1/apply":                                                        access.RoleAdmin,
 	"POST /api/v1/consumers/{name}/forget":                                      access.RoleAdmin,
