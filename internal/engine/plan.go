@@ -51,12 +51,22 @@ func (e *Engine) Plan(ctx context.Context, id key.CredentialID, o RotateOptions)
 			gen.Does += "; " + s
 		}
 	}
+	spare := f.credential.Slots.Fallback
+	if o.Emergency && spare != 0 && (o.Leaked == 0 || o.Leaked == old) {
+		gen.Does = fmt.Sprintf("takes the spare %s as the new key, without asking the vendor for one", spare)
+		gen.Requests, gen.Gate = show("probe"), spare.String()+" was just probed ok"
+		next = spare
+		p.Warnings = append(p.Warnings, fmt.Sprintf("%s was handed to the same consumers as %s: it is a bridge, and is replaced by another emergency at once", spare, old))
+	}
+	p.overwrites(f, &gen, old)
 	if !can.Probe {
 		gen.Gate = "unverified: no probe is declared, so the policy says " + string(pol.Unverified)
 		p.Warnings = append(p.Warnings, "no probe is declared for "+id.Service+": whether a key works can only be seen in traffic; add probe: to keybaton.yaml")
 	}
 	stage := PlanStep{Step: rotation.StepStage, Does: fmt.Sprintf("puts %s into the fallback slot; %s stays the primary", next, old), Gate: "the revision is committed"}
-	if s := f.credential.Slots.Fallback; s != 0 {
+	if s := f.credential.Slots.Fallback; s != 0 && s == next {
+		stage.Does, stage.Gate = fmt.Sprintf("%s is in the fallback slot already", s), "nothing"
+	} else if s != 0 {
 		stage.Does += fmt.Sprintf("; the spare %s leaves it and retires", s)
 		stage.Gate = fmt.Sprintf("%s was just probed ok; the revision is committed", old)
 	}
@@ -80,12 +90,22 @@ func (e *Engine) Plan(ctx context.Context, id key.CredentialID, o RotateOptions)
 		ret.Does = strings.Replace(ret.Does, fmt.Sprintf(" once unused for %s", pol.Quiet), " at once", 1)
 		ret.Does = strings.Replace(ret.Does, fmt.Sprintf("disables it, watches for %s, then", pol.Watch), "disables it, then", 1)
 	}
+	if can.Roll && (can.Grace == 0 || old == 0) {
+		stage.Does, stage.Gate = fmt.Sprintf("%s is the primary at once; no other key works", next), "the revision is committed"
+		dist.Does, dist.Requests = fmt.Sprintf("hands %s to %s", next, things(len(holders), "consumer")), nil
+		prom.Does = fmt.Sprintf("watches %s", next)
+		ret.Does, ret.Requests, ret.Gate = fmt.Sprintf("proves that %s is dead: the vendor ended it", old), show("probe"), fmt.Sprintf("%d refusals in a row, while %s answers ok", max(1, can.DeadOK), next)
+	} else if can.Roll {
+		ret.Does, ret.Requests = fmt.Sprintf("takes %s out of its slot once unused for %s, or once it has ended by itself", old, pol.Quiet), show("probe")
+	}
 	if old == 0 {
 		stage = PlanStep{Step: rotation.StepStage, Does: fmt.Sprintf("makes %s the primary: there is none yet", next), Gate: "the revision is committed"}
 		p.Steps = []PlanStep{gen, stage}
 		return p, nil
 	}
-	if v := f.rules.Versions[old]; v.UnknownCopies() && !can.Disable && can.Revoke {
+	if v := f.rules.Versions[old]; v.UnknownCopies() && can.Used && can.Revoke {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("%s was %s or read out, so it may live where nobody is seen; it is revoked once the vendor has not seen it used for %s", old, v.Origin, pol.Quiet+can.Grain))
+	} else if v.UnknownCopies() && !can.Disable && can.Revoke {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("%s was %s or read out, so it may live where nobody is seen; before it is revoked the policy says: %s", old, v.Origin, pol.Unverified))
 	}
 	if len(readers) > 0 {
@@ -93,6 +113,38 @@ func (e *Engine) Plan(ctx context.Context, id key.CredentialID, o RotateOptions)
 	}
 	p.Steps = []PlanStep{gen, stage, dist, prom, ret}
 	return p, nil
+}
+
+// overwrites says what a vendor does to the old key when it issues another.
+func (p *Plan) overwrites(f *facts, gen *PlanStep, old key.Number) {
+	can := f.rules.Can
+	switch {
+	case can.Roll && can.Grace > 0 && old != 0:
+		gen.Does += fmt.Sprintf("; the vendor replaces its one key and lets %s work for another %s", old, can.Grace)
+		p.Warnings = append(p.Warnings, fmt.Sprintf("from the moment that the vendor answers, %s ends by itself within %s: after that there is no rollback", old, can.Grace))
+		if need := f.policy.Soak.For + f.policy.Quiet; need > can.Grace {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("soak and quiet window take %s, longer than %s lives: shorten them for this credential", need, old))
+		}
+	case can.Roll:
+		gen.Does += "; the vendor replaces its one key at once, so a person is asked first"
+		p.Warnings = append(p.Warnings, "zero failed requests cannot be promised: the vendor has one key, and requests are refused from the moment that it is replaced until each holder has the new one")
+		for _, h := range f.rules.Ledger.Holds {
+			if !h.Kind.Acknowledges() && h.Version.Number == old {
+				p.Warnings = append(p.Warnings, h.Consumer+" reads its key and is refused until it reads again")
+			}
+		}
+	case len(can.Fixed) > 0:
+		id, ours := f.rules.Free()
+		switch {
+		case id == "":
+			gen.Does = fmt.Sprintf("waits: the vendor's keys %v are all in use", can.Fixed)
+		case !ours:
+			gen.Does += "; " + id + " at the vendor is made anew"
+			p.Warnings = append(p.Warnings, id+" at the vendor was not made by Keybaton: a person is asked before it is made anew, as whoever uses it is refused from then on")
+		default:
+			gen.Does += "; " + id + " at the vendor is made anew"
+		}
+	}
 }
 
 // things returns "1 consumer" or "2 consumers".

@@ -2,6 +2,8 @@ package sim_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -180,4 +182,59 @@ func TestSetDoesNotEndAnEmergency(t *testing.T) {
 	if s := w.state(1); s != key.StateRevoked {
 		t.Errorf("the leaked v1 is %s, want it revoked", s)
 	}
+}
+
+// A spare that takes over was handed to whoever held the leaked key: it is
+// replaced at once, and does not wait for the leaked one to be gone.
+func TestASpareThatTookOverIsReplaced(t *testing.T) {
+	for _, room := range []int{0, 3, 2} {
+		t.Run(fmt.Sprint(room), func(t *testing.T) {
+			w := newWorld(t, &plan{}, vendortest.Config{MaxActive: room}, 2)
+			w.policy.Spare = true
+			w.setUp()
+			w.rotate(engine.RotateOptions{Emergency: true})
+			w.until(100, "the spare promoted", func(tx store.Tx) bool {
+				c, err := tx.Credential(cred)
+				return err == nil && c.Slots.Primary == 2
+			})
+			w.until(2000, "the bridge replaced", func(tx store.Tx) bool {
+				c, err := tx.Credential(cred)
+				return err == nil && c.Slots.Primary > 2
+			})
+			w.settle(3000)
+			w.ends(1, key.StateRevoked)
+			w.ends(2, key.StateRevoked)
+			w.finish()
+		})
+	}
+}
+
+// An emergency names at its deadline who has not acknowledged, and revokes all
+// the same.
+func TestAnEmergencyNamesWhomItDoesNotWaitFor(t *testing.T) {
+	w := newWorld(t, &plan{}, vendortest.Config{}, 2)
+	w.policy.Deadline = time.Minute
+	w.setUp()
+	w.gates[1].cut = true
+	w.rotate(engine.RotateOptions{Emergency: true})
+	w.goOn(40, time.Second)
+	if s := w.state(1); s != key.StateRetired {
+		t.Fatalf("before the deadline the leaked v1 is %s, want it to wait for gw-1: %s", s, w.describe())
+	}
+	if g := w.gate(); len(g.Missing) != 1 || !strings.Contains(g.Missing[0], "gw-1") {
+		t.Errorf("it waits for %v, want gw-1", g.Missing)
+	}
+	w.outage = true // of gw-1, which was given up
+	w.goOn(60, time.Second)
+	w.ends(1, key.StateRevoked)
+	w.view(func(tx store.Tx) {
+		es, err := tx.Entries(1, 10_000)
+		w.must(err)
+		for _, e := range es {
+			if e.Version == 1 && strings.Contains(e.Detail["why"], "not waited for") && strings.Contains(e.Detail["why"], "gw-1") {
+				return
+			}
+		}
+		t.Error("no audit entry names who was not waited for")
+	})
 }
