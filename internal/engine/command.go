@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/keybaton/keybaton/internal/access"
@@ -268,7 +269,10 @@ func (e *Engine) Approve(ctx context.Context, by access.Principal, id key.Creden
 		if _, err := tx.Credential(id); err != nil {
 			return unknownCredential(err, id)
 		}
-		n := 0
+		n, err := e.vouch(tx, id)
+		if err != nil {
+			return err
+		}
 		open, err := tx.OpenRotation(id)
 		if err == nil {
 			r = open
@@ -416,7 +420,8 @@ func (e *Engine) Revoke(ctx context.Context, by access.Principal, id key.Version
 
 // Forget waives every hold of a consumer and drops what is known of its
 // processes. A person says by it that the consumer is gone: what it may still
-// hold is not waited for any more.
+// hold is not waited for any more. Processes of it that are heard from keep what
+// they hold.
 func (e *Engine) Forget(ctx context.Context, by access.Principal, consumer string) (holds int, err error) {
 	if err := by.Check(access.Manage, key.CredentialID{}); err != nil {
 		return 0, err
@@ -431,11 +436,18 @@ func (e *Engine) Forget(ctx context.Context, by access.Principal, consumer strin
 		if err != nil {
 			return err
 		}
+		alive := map[string]bool{}
+		var heard time.Duration
 		for _, b := range bs {
-			if b.Kind.Acknowledges() && tx.Now().Sub(b.Seen) < evidence.SilentAfter {
-				return key.WithHint(fmt.Errorf("%w: %s is alive (heard from %s ago); what it holds it uses", key.ErrConflict, consumer, tx.Now().Sub(b.Seen).Round(time.Second)),
-					fmt.Sprintf("stop it first, then forget it after %s of silence", evidence.SilentAfter))
+			if ago := tx.Now().Sub(b.Seen); b.Kind.Acknowledges() && ago < evidence.SilentAfter {
+				alive[b.Boot], heard = true, ago
 			}
+		}
+		hs = slices.DeleteFunc(hs, func(h evidence.Hold) bool { return alive[h.Boot] })
+		bs = slices.DeleteFunc(bs, func(b evidence.Boot) bool { return alive[b.Boot] })
+		if len(hs)+len(bs) == 0 && len(alive) > 0 {
+			return key.WithHint(fmt.Errorf("%w: %s is alive (heard from %s ago); what it holds it uses", key.ErrConflict, consumer, heard.Round(time.Second)),
+				fmt.Sprintf("stop it first, then forget it after %s of silence", evidence.SilentAfter))
 		}
 		if len(hs)+len(bs) == 0 {
 			return key.WithHint(fmt.Errorf("%w: consumer %q holds nothing", key.ErrNotFound, consumer), "see them: keybaton consumer list")

@@ -123,7 +123,11 @@ func (e *Engine) declare(tx store.Tx, c key.Credential) error {
 	have, err := tx.Credential(c.ID)
 	switch {
 	case isNotFound(err):
-		have = key.Credential{ID: c.ID, Next: 1, Created: tx.Now()}
+		rev, err := tx.Revision()
+		if err != nil {
+			return err
+		}
+		have = key.Credential{ID: c.ID, Next: 1, Created: tx.Now(), Epoch: rev.Epoch}
 	case err != nil:
 		return err
 	}
@@ -212,8 +216,7 @@ func (p *pass) plan(ctx context.Context, f *facts) (acted bool, again time.Time,
 // bridged reports whether the primary is a spare that took over in the emergency
 // r. Whoever held the leaked key held it too: it is a bridge, and is replaced.
 func bridged(f *facts, r *rotation.Rotation) bool {
-	return r != nil && r.Kind == rotation.Emergency && r.Bridge != 0 && r.Bridge == f.credential.Slots.Primary &&
-		(r.State == rotation.Done || r.State == rotation.Retiring)
+	return r != nil && r.Kind == rotation.Emergency && r.Bridge != 0 && r.Bridge == f.credential.Slots.Primary && r.State == rotation.Done
 }
 
 // unbridge begins the emergency that replaces the bridge of r.
@@ -244,8 +247,13 @@ func living(f *facts) (n int) {
 func (e *Engine) Refresh(ctx context.Context) error {
 	type row struct{ c key.Credential }
 	var changed []row
+	var due []key.CredentialID // those that a restore has put in doubt
 	err := e.cfg.Store.View(ctx, func(tx store.Tx) error {
-		changed = nil
+		changed, due = nil, nil
+		rev, err := tx.Revision()
+		if err != nil {
+			return err
+		}
 		services, err := tx.Services()
 		if err != nil {
 			return err
@@ -259,6 +267,9 @@ func (e *Engine) Refresh(ctx context.Context) error {
 			return err
 		}
 		for _, c := range all {
+			if !c.Settled(rev.Epoch) {
+				due = append(due, c.ID)
+			}
 			call, err := e.resolve(byName[c.ID.Service], c)
 			if err != nil {
 				e.cfg.Event("resolving", c.ID, err)
@@ -271,6 +282,16 @@ func (e *Engine) Refresh(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err == nil && len(due) > 0 {
+		err = e.cfg.Store.Observe(ctx, func(tx store.Tx) error {
+			for _, id := range due {
+				if err := tx.Due(leaseKind, id.String(), tx.Now()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
 	if err != nil || len(changed) == 0 {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 // facts are one consistent view of a credential, and how its vendor is called.
 type facts struct {
 	now         time.Time
+	epoch       int64 // of the store
 	service     key.Service
 	credential  key.Credential
 	policy      rotation.Policy
@@ -53,6 +54,11 @@ func (e *Engine) factsOf(ctx context.Context, id key.CredentialID) (*facts, erro
 // read fills f from tx.
 func (e *Engine) read(tx store.Tx, id key.CredentialID, f *facts) (err error) {
 	*f = facts{now: tx.Now()}
+	rev, err := tx.Revision()
+	if err != nil {
+		return err
+	}
+	f.epoch = rev.Epoch
 	if f.credential, err = tx.Credential(id); err != nil {
 		return err
 	}

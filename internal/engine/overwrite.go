@@ -56,6 +56,7 @@ func (p *pass) rolled(ctx context.Context, f *facts, r rotation.Rotation, v key.
 			return err
 		}
 		c.cred.Slots, c.cred.Rotated, c.put = key.Slots{Primary: v.ID.Number}, c.tx.Now(), true
+		c.cred.Epoch = f.epoch
 		return p.askSoak(c, f, v.ID.Number)
 	}
 	e := rotation.Event{Kind: rotation.Rolled, To: r.To, Why: "the vendor has replaced its one key", Marks: rotation.Marks(v.ID, f.rules.Ledger)}

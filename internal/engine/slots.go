@@ -59,7 +59,7 @@ func (p *pass) install(ctx context.Context, f *facts, r rotation.Rotation, a rot
 			}
 		}
 		s.Candidate, s.Primary, c.put = 0, r.To, true
-		c.cred.Rotated = c.tx.Now()
+		c.cred.Rotated, c.cred.Epoch = c.tx.Now(), f.epoch
 		if err := c.move(r.To, key.StatePrimary); err != nil {
 			return err
 		}

@@ -35,6 +35,7 @@ type Engine struct {
 	mu     sync.Mutex
 	probes map[key.CredentialID]map[key.Number]rotation.Probe // what this process probed; never stored
 	sights map[key.CredentialID]map[key.Number]rotation.Sight // what it saw in vendors' lists; never stored
+	listed map[key.CredentialID]int64                         // the epoch for which the vendor's list was compared with the store
 	open   map[key.CredentialID]bool                          // what this process found at work
 	moved  map[key.CredentialID]bool                          // of these: something new is known of their holders
 }
@@ -68,7 +69,7 @@ func New(cfg Config) *Engine {
 		cfg.Forgot = func(string) {}
 	}
 	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), probes: map[key.CredentialID]map[key.Number]rotation.Probe{},
-		sights: map[key.CredentialID]map[key.Number]rotation.Sight{},
+		listed: map[key.CredentialID]int64{}, sights: map[key.CredentialID]map[key.Number]rotation.Sight{},
 		open:   map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
 }
 
@@ -237,8 +238,8 @@ func (p *pass) once(ctx context.Context, f *facts) (acted bool, again time.Time,
 			again = t
 		}
 	}
-	if f.open != nil && f.open.State == rotation.Retiring && bridged(f, f.open) {
-		return true, time.Time{}, p.unbridge(ctx, f.open) // what leaked goes on retiring by itself
+	if !f.credential.Settled(f.epoch) {
+		return p.reconcile(ctx, f)
 	}
 	if f.open != nil {
 		a, g := rotation.Next(*f.open, f.rules, f.now)

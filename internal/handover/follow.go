@@ -58,6 +58,10 @@ func (d *Desk) frame(ctx context.Context, s *snapshot, by access.Principal, p pr
 			continue
 		}
 		ids = append(ids, e.cred.ID)
+		if !e.cred.Settled(s.revision.Epoch) {
+			f.Kept = append(f.Kept, e.cred.ID)
+			continue
+		}
 		if anew {
 			held = append(held, e)
 		}
@@ -397,6 +401,8 @@ func (r *releasing) lets(h evidence.Hold, c key.Credential, found bool) bool {
 		return false // before a restore: what was handed out then is not known now
 	}
 	switch {
+	case found && !c.Settled(r.now.Epoch):
+		return false // it keeps what it has
 	case found && granted(r.by.Grants, c.ID):
 		if r.ack.Revision.Compare(c.Revision) < 0 {
 			return false // a later frame may hand it out again

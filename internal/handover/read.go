@@ -83,7 +83,7 @@ func (d *Desk) read(ctx context.Context, by access.Principal, id key.CredentialI
 	var o *opened
 	err := d.latest(ctx, func(s *snapshot) error {
 		e := s.byID[id]
-		if err := readable(e, id); err != nil {
+		if err := readable(e, id, s.revision.Epoch); err != nil {
 			return err
 		}
 		if !d.covered(e, by, pair) {
@@ -103,9 +103,13 @@ func (d *Desk) read(ctx context.Context, by access.Principal, id key.CredentialI
 }
 
 // readable reports why e has nothing for a reader.
-func readable(e *entry, id key.CredentialID) error {
+func readable(e *entry, id key.CredentialID, epoch int64) error {
 	if e == nil {
 		return key.WithHint(fmt.Errorf("%s: %w", id, key.ErrNotFound), "declare it in keybaton.yaml, then keybaton apply")
+	}
+	if !e.cred.Settled(epoch) {
+		return key.WithHint(fmt.Errorf("%w: the store was restored, and it is not known yet whether the stored key of %s still works", key.ErrUnavailable, id),
+			"see what it waits for: keybaton status "+id.Service+" --env "+id.Environment)
 	}
 	if len(e.versions) == 0 || e.versions[0].ID.Number != e.cred.Slots.Primary {
 		return key.WithHint(fmt.Errorf("%s has no key yet: %w", id, key.ErrNotFound), "set one: keybaton set "+id.Service+" --env "+id.Environment)

@@ -260,9 +260,16 @@ type Credential struct {
 	Params   map[string]string `json:"params,omitempty"`   // override the service's
 	Call     Call              `json:"call"`               // resolved from provider, service and overrides
 	Revision Revision          `json:"revision"`           // of its last change
+	Epoch    int64             `json:"epoch,omitempty"`    // in which store and vendor were found to agree; 0 means 1. See Settled
 	Created  time.Time         `json:"created"`
 	Rotated  time.Time         `json:"rotated,omitzero"` // when its primary last changed
 }
+
+// Settled reports whether store and vendor were found to agree since the epoch
+// of the store began. After a restore they may not: the stored primary may have
+// been revoked since the backup, and consumers may hold a newer one. Until it is
+// settled, nothing of the credential is handed out and nothing is ended.
+func (c Credential) Settled(epoch int64) bool { return max(c.Epoch, 1) == max(epoch, 1) }
 
 // Sealed is an encrypted key as a store keeps it: the data key it was sealed
 // with, and the box. Only seal and the store's SQL make one.

@@ -4,6 +4,7 @@
 package link
 
 import (
+	"slices"
 	"time"
 
 	"github.com/keybaton/keybaton/internal/access"
@@ -14,12 +15,14 @@ import (
 
 // Frame is the state of the keys that one consumer may hold, at a revision.
 // A full frame replaces everything; another one replaces the credentials it
-// lists and drops the removed ones. Tokens are always complete.
+// lists and drops the removed ones. Tokens are always complete. Credentials that
+// are kept stay as they are, in either.
 type Frame struct {
 	Revision    key.Revision       `json:"revision"`
 	Full        bool               `json:"full,omitempty"`
 	Credentials []Credential       `json:"credentials,omitempty"`
 	Removed     []key.CredentialID `json:"removed,omitempty"`
+	Kept        []key.CredentialID `json:"kept,omitempty"` // the server was restored and does not know yet whether what it has still works: keep what there is
 	Tokens      []Token            `json:"tokens,omitempty"`
 }
 
@@ -62,7 +65,14 @@ func (f Frame) Versions() []key.VersionID {
 // Apply returns f after g came in on top of it. Neither is changed.
 func (f Frame) Apply(g Frame) Frame {
 	if g.Full {
-		return g
+		out := g
+		out.Kept, out.Credentials = nil, slices.Clone(g.Credentials)
+		for _, c := range f.Credentials {
+			if slices.Contains(g.Kept, c.ID) {
+				out.Credentials = append(out.Credentials, c)
+			}
+		}
+		return out
 	}
 	out := Frame{Revision: g.Revision, Full: true, Tokens: g.Tokens}
 	gone := map[key.CredentialID]bool{}

@@ -193,6 +193,9 @@ func planned(r Rotation, f Facts, now time.Time) (Action, Gate) {
 		p, ok := f.fresh(spare, now)
 		switch {
 		case !f.Can.Probe && !room, ok && p.Outcome == evidence.OK:
+			if r.Kind == Emergency {
+				return act(DoSpare, spare, "emergency: the spare is there and answers ok")
+			}
 			return act(DoSpare, spare, "the vendor has no room and the spare is there")
 		case f.Can.Probe && !ok:
 			return act(DoProbe, spare, "the spare is probed before it is used")
@@ -514,6 +517,10 @@ func retiring(r Rotation, f Facts) (Action, Gate) {
 		return Action{Do: DoFinish, Why: r.From.String() + " is proven dead", Proof: "revoked_proven"}, Gate{Open: true, Reason: r.From.String() + " is proven dead"}
 	case key.StateUnproven:
 		return Action{Do: DoFinish, Why: r.From.String() + " was revoked, not proven dead", Proof: "revoke_unproven"}, Gate{Open: true, Reason: "revoked, not proven"}
+	}
+	if r.Bridge != 0 && r.Bridge == f.Slots.Primary {
+		why := fmt.Sprintf("%s goes on retiring by itself; %s, which its holders held too, is replaced now", r.From, r.Bridge)
+		return Action{Do: DoFinish, Why: why, Proof: "retiring"}, Gate{Open: true, Reason: why}
 	}
 	if ret, ok := f.Retirements[r.From]; ok {
 		g := ret.Gate

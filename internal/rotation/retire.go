@@ -137,6 +137,9 @@ func retired(r Retirement, f Facts, now time.Time) (Action, Gate) {
 func unseen(r Retirement, f Facts, now time.Time) (a Action, g Gate, more string) {
 	n := r.Version.Number
 	g = Gate{Reason: fmt.Sprintf("unverified: %s came from outside or was read out, and may live where nobody is seen", n)}
+	if r.Restored {
+		g.Reason = fmt.Sprintf("unverified: %s was issued after the backup that was restored, and may be in use by whoever has not been heard from since", n)
+	}
 	if f.Can.Used && f.Can.List {
 		s, ok := f.Sights[n]
 		window := f.Policy.Quiet + f.Can.Grain
@@ -158,6 +161,8 @@ func unseen(r Retirement, f Facts, now time.Time) (a Action, g Gate, more string
 		}
 	}
 	switch {
+	case r.Restored:
+		g.Person, g.Asks, g.Missing = true, AskCopies, []string{approve(r)}
 	case f.Can.Disable:
 		return Action{Do: Wait}, Gate{Open: true}, ""
 	case f.Policy.Unverified == UnverifiedProceed:

@@ -171,7 +171,8 @@ type Retirement struct {
 	Revision  key.Revision  `json:"revision"` // since which it is handed out no more
 	Rotation  string        `json:"rotation,omitempty"`
 	Emergency bool          `json:"emergency,omitempty"`
-	Deadline  time.Time     `json:"deadline,omitzero"` // emergency: from then on holders are named, not waited for
+	Restored  bool          `json:"restored,omitempty"` // found at the vendor after a restore: consumers may use it that the store has forgotten
+	Deadline  time.Time     `json:"deadline,omitzero"`  // emergency: from then on holders are named, not waited for
 	Entered   time.Time     `json:"entered"`
 	Retry     time.Time     `json:"retry,omitzero"`
 	Attempts  int           `json:"attempts,omitempty"` // vendor calls that failed in this state

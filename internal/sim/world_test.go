@@ -144,6 +144,7 @@ type world struct {
 	desk    *handover.Desk
 	process int
 	gates   []*gateway
+	epoch   bool  // the store was restored: begin the next epoch
 	outage  bool  // requests may fail: the vendor has one key and replaces it at once
 	asked   int64 // requests of callers
 	failed  int64
@@ -190,7 +191,7 @@ func (k keySource) PutDataKey(ctx context.Context, name string, wrapped []byte) 
 // start begins a new process on the same files.
 func (w *world) start() {
 	w.t.Helper()
-	st, err := sqlite.Open(w.t.Context(), filepath.Join(w.dir, "keybaton.db"), sqlite.Options{Now: w.now})
+	st, err := sqlite.Open(w.t.Context(), filepath.Join(w.dir, "keybaton.db"), sqlite.Options{Now: w.now, NewEpoch: w.epoch})
 	w.must(err)
 	w.store = st
 	m, err := seal.LoadOrCreateMaster(filepath.Join(w.dir, "config", "master.key"))

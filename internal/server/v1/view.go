@@ -147,6 +147,13 @@ func (v *view) health(c key.Credential, primary key.Version) (health, why string
 	if c.Slots.Primary == 0 {
 		return api.HealthEmpty, "there is no key yet", nil
 	}
+	if !c.Settled(v.revision.Epoch) {
+		why := "the store was restored; consumers keep the keys they have until the vendor has accepted the stored " + c.Slots.Primary.String()
+		if c.Call.Probe == nil {
+			why += ", and no probe is declared: if it is the right one, keybaton rotate approve " + c.ID.Service + " --env " + c.ID.Environment
+		}
+		return api.HealthUnverified, why, nil
+	}
 	for _, a := range v.alerts[c.ID] {
 		ofKey := a.Signal.Kind == "spike" || a.Signal.Kind == "intermittent" || a.Signal.Kind == "gradual"
 		if ofKey && a.Signal.Severity != alert.Info && (a.Signal.Version == 0 || a.Signal.Version == c.Slots.Primary) {

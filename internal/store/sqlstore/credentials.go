@@ -40,10 +40,20 @@ func (t *transaction) TouchAll() (key.Revision, error) {
 	return r, nil
 }
 
+// lostNumbers is how many numbers of versions are passed over in each
+// credential when an epoch begins: those that were given after the backup was
+// made are in use somewhere, and no number is used twice.
+const lostNumbers = 1000
+
 // newEpoch begins the next epoch.
 func (t *transaction) newEpoch() error {
 	if _, err := t.exec(`UPDATE meta SET epoch = epoch + 1 WHERE id = 0`); err != nil {
 		return wrap(err, "beginning an epoch")
+	}
+	for _, table := range []string{"credential", "spent"} {
+		if _, err := t.exec(`UPDATE `+table+` SET next_number = next_number + $1`, lostNumbers); err != nil {
+			return wrap(err, "beginning an epoch")
+		}
 	}
 	_, err := t.TouchAll()
 	return err
@@ -143,6 +153,7 @@ func (t *transaction) DeletePolicy(name string) error {
 type settings struct {
 	Params map[string]string `json:"params,omitempty"`
 	Call   key.Call          `json:"call"`
+	Epoch  int64             `json:"epoch,omitempty"`
 }
 
 const credentialColumns = `service, environment, primary_slot, fallback_slot, candidate_slot, next_number, policy, upstream,
@@ -167,7 +178,7 @@ func credentialReader() func(scan) (key.Credential, error) {
 			}
 			last = d
 		}
-		c.Params, c.Call = maps.Clone(have.Params), have.Call.Clone()
+		c.Params, c.Call, c.Epoch = maps.Clone(have.Params), have.Call.Clone(), have.Epoch
 		return c, nil
 	}
 }
@@ -227,7 +238,7 @@ func (t *transaction) PutCredential(c key.Credential) error {
 	if err := t.may(inUpdate, "writing a credential"); err != nil {
 		return err
 	}
-	d, err := encode(settings{Params: c.Params, Call: c.Call})
+	d, err := encode(settings{Params: c.Params, Call: c.Call, Epoch: c.Epoch})
 	if err != nil {
 		return wrap(err, "writing credential %s", c.ID)
 	}
