@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -62,6 +63,7 @@ func New(cfg Config) *Engine {
 		t.MaxIdleConnsPerHost = 8
 		cfg.Transport = t
 	}
+	cfg.Transport = fence{cfg.Transport}
 	if cfg.Event == nil {
 		cfg.Event = func(string, key.CredentialID, error) {}
 	}
@@ -70,7 +72,7 @@ func New(cfg Config) *Engine {
 	}
 	return &Engine{cfg: cfg, wake: make(chan struct{}, 1), probes: map[key.CredentialID]map[key.Number]rotation.Probe{},
 		listed: map[key.CredentialID]int64{}, sights: map[key.CredentialID]map[key.Number]rotation.Sight{},
-		open:   map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
+		open: map[key.CredentialID]bool{}, moved: map[key.CredentialID]bool{}}
 }
 
 func hexOf(random func([]byte), n int) string {
@@ -314,9 +316,12 @@ func equal(a, b []string) bool {
 
 // renew makes the lease long enough for one call to the vendor, and returns a
 // context that ends before the lease does. The lease protects the store, not
-// the vendor: a call that could outlast it is not made.
+// the vendor: a call that could outlast it is not made, and time counts from
+// before the lease was renewed, so that a process that was stopped meanwhile
+// does not take its lease for a fresh one.
 func (p *pass) renew(ctx context.Context) (context.Context, context.CancelFunc, error) {
 	var left time.Duration
+	begun := time.Now()
 	err := p.cfg.Store.Observe(ctx, func(tx store.Tx) error {
 		if err := tx.Fence(*p.held); err != nil {
 			return err
@@ -331,8 +336,25 @@ func (p *pass) renew(ctx context.Context) (context.Context, context.CancelFunc, 
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, min(callLimit, left*2/3))
+	ctx, cancel := context.WithDeadline(ctx, begun.Add(min(callLimit, left*2/3)))
 	return ctx, cancel, nil
+}
+
+// fence is a transport that sends nothing once the time of its request is over,
+// by the monotonic clock and by the wall clock: a process that was stopped, or a
+// machine that slept, may have lost its lease without noticing.
+type fence struct{ http.RoundTripper }
+
+// RoundTrip implements [http.RoundTripper].
+func (f fence) RoundTrip(r *http.Request) (*http.Response, error) {
+	if end, ok := r.Context().Deadline(); ok {
+		now := time.Now()
+		if !now.Before(end) || !now.Round(0).Before(end.Round(0)) {
+			// As if there had been no connection: nothing was sent, for certain.
+			return nil, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
+		}
+	}
+	return f.RoundTripper.RoundTrip(r)
 }
 
 // remembered returns what this process probed of the credential.

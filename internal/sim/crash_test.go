@@ -2,6 +2,7 @@ package sim_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +66,102 @@ func rotateOnce(t *testing.T, p *plan) {
 			t.Errorf("the old key is %s, want it proven dead", v.State)
 		}
 	})
+}
+
+// TestEveryShapeSurvives does the same at every few effects, and loses the
+// answer to every single call, for each other way in which a vendor hands out
+// keys.
+func TestEveryShapeSurvives(t *testing.T) {
+	for i, shape := range []string{"sim-two-slot", "sim-roll-grace", "sim-roll-hard", "sim-two-step", "sim-no-list", "sim-no-disable", "sim-used", "sim-200"} {
+		t.Run(shape, func(t *testing.T) {
+			t.Parallel()
+			for _, mode := range []string{"before", "after", "lost answer"} {
+				step, k := 11*stride, i
+				if shape == "sim-roll-grace" {
+					step = 67 * stride // most of it waits for the grace to end
+				}
+				if mode == "lost answer" {
+					step, k = (stride+3)/4, 0
+				}
+				for ; ; k += step {
+					p := &plan{at: k, after: mode == "after", lost: mode == "lost answer"}
+					ok := t.Run(fmt.Sprintf("%s %d", mode, k), func(t *testing.T) { shapeOnce(t, p, shape) })
+					if !ok || p.fired == "" {
+						break
+					}
+				}
+			}
+		})
+	}
+}
+
+// shapeOnce rotates twice; a person answers what is asked.
+func shapeOnce(t *testing.T, p *plan, shape string) {
+	w := newWorld(t, p, vendortest.Config{PageSize: 2, Grace: time.Minute}, 1)
+	w.shape = shape
+	rolls, fixed := strings.HasPrefix(shape, "sim-roll"), shape == "sim-two-slot"
+	w.outage = rolls // replaced at once, or after an answer that was lost
+	switch {
+	case rolls:
+		w.given(w.vendor.IssueOne())
+	case fixed:
+		w.given(w.vendor.IssueSlot("key1"))
+	default:
+		w.vendor.SetAlways200(shape == "sim-200")
+		w.setUp()
+	}
+	for range 2 {
+		p.armed = true
+		rotate := func() {
+			_, err := w.engine.Rotate(w.t.Context(), admin, cred, engine.RotateOptions{})
+			w.must(err)
+		}
+		if w.survive(rotate) && w.idle() {
+			rotate()
+		}
+		w.answering(3000)
+	}
+	p.armed = false
+	w.view(func(tx store.Tx) {
+		c, err := tx.Credential(cred)
+		w.must(err)
+		w.served(c.Slots.Primary)
+		vs, err := tx.Versions(cred)
+		w.must(err)
+		for _, v := range vs {
+			if !v.State.Terminal() && !c.Slots.Has(v.ID.Number) && v.State != key.StateUnknown {
+				t.Errorf("%s is %s: %s", v.ID, v.State, w.describe())
+			}
+		}
+	})
+	if !rolls && !fixed && shape != "sim-no-list" {
+		w.finish()
+	}
+}
+
+// answering settles, and answers what a person is asked as one would.
+func (w *world) answering(limit int) {
+	w.t.Helper()
+	for range limit {
+		w.step()
+		w.tick(300 * time.Millisecond)
+		if w.idle() {
+			return
+		}
+		if g := w.gate(); g.Person {
+			if text := strings.Join(g.Missing, " "); strings.Contains(text, "look at the vendor") {
+				for _, k := range w.vendor.Keys() {
+					if !k.Revoked && strings.Contains(text, k.Name) {
+						w.vendor.RevokeKey(k.ID)
+					}
+				}
+			}
+			if w.survive(func() { _, _ = w.engine.Approve(w.t.Context(), admin, cred) }) {
+				continue
+			}
+		}
+	}
+	w.t.Fatalf("it does not settle: %s", w.describe())
 }
 
 // TestTheProcessDiesOnOtherWays does the same, at every few effects, to a

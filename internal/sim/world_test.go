@@ -49,15 +49,31 @@ type plan struct {
 	armed bool
 	at    int
 	after bool
+	lost  bool // nothing dies: the answer to the call at this effect is lost instead
 	n     int
 	fired string
+}
+
+// lose counts one call to the vendor, and reports whether its answer is lost.
+func (p *plan) lose(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.lost || !p.armed || p.fired != "" {
+		return false
+	}
+	hit := p.n == p.at
+	p.n++
+	if hit {
+		p.fired = name
+	}
+	return hit
 }
 
 // effect counts one effect around fn and dies where the plan says.
 func (p *plan) effect(name string, fn func() error) error {
 	p.mu.Lock()
 	hit := false
-	if p.armed && p.fired == "" {
+	if p.armed && p.fired == "" && !p.lost {
 		hit = p.n == p.at
 		p.n++
 	}
@@ -100,6 +116,9 @@ func (w wire) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 		resp, err = w.RoundTripper.RoundTrip(r)
 		return err
 	})
+	if e == nil && w.plan.lose(r.Method+" "+r.URL.Path) {
+		return nil, io.ErrUnexpectedEOF
+	}
 	return resp, e
 }
 
