@@ -121,7 +121,7 @@ func (s *session) readKey(ctx context.Context, c *client.Client, id client.Crede
 	}
 	defer clear(b)
 	if len(names) == 1 {
-		v := bytes.TrimRight(b, "\r\n")
+		v := bytes.TrimSpace(b)
 		if len(v) == 0 {
 			return nil, usage("there is no key on standard input", "pipe it in, or run it on a terminal to be asked")
 		}
@@ -134,7 +134,7 @@ func (s *session) readKey(ctx context.Context, c *client.Client, id client.Crede
 			"write one line for each part, in this order")
 	}
 	for i, n := range names {
-		key[n] = secret.New(bytes.TrimRight(lines[i], "\r"))
+		key[n] = secret.New(bytes.TrimSpace(lines[i]))
 	}
 	return key, nil
 }

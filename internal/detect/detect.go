@@ -34,6 +34,7 @@ const (
 	few       = 3               // refusals that make a key intermittent
 	unused    = 24 * time.Hour  // an undead or unproven version is forgotten after this long
 	together  = 5 * time.Second // two processes of one consumer that report for longer are no restart
+	tries     = 5               // attempts to end a key that fail before people are told
 	probeRuns = 2               // refused probes in a row that make a key dead
 )
 
@@ -280,7 +281,7 @@ func (in *Incident) judge(c Credential, f Facts, now time.Time) (alert.Signal, b
 	waited := !canAsk || now.Sub(in.Began) >= f.Grace
 
 	s := alert.Signal{Credential: c.ID, Version: in.Version.Number, Kind: alert.Spike, Severity: alert.Critical,
-		Error: cmp.Or(in.Text, "refused"), Fix: command("rotate", c.ID)}
+		Error: cmp.Or(in.Text, "refused"), Fix: c.replace()}
 	dead := in.Spike || in.Primary.Worse > 0 || in.dead()
 	switch refused := "the primary " + p.ID.Number.String() + " is refused" + code(in.Text); {
 	case dead && spareOK || in.Primary.Worse > 0 && !spareBad:
@@ -290,7 +291,9 @@ func (in *Incident) judge(c Credential, f Facts, now time.Time) (alert.Signal, b
 		}
 	case dead && spareBad:
 		s.Cause = fmt.Sprintf("%s and so is the fallback %s: no key of %s works, and its callers get the refusal", refused, in.Fallback, c.ID)
-		s.Fix += " --emergency"
+		if s.Fix == command("rotate", c.ID) {
+			s.Fix += " --emergency"
+		}
 	case dead && in.Fallback == 0 && (waited || in.Run >= 2 || in.ProbeRun > 0):
 		s.Cause = fmt.Sprintf("%s and there is no fallback: %s", refused, why(p, now))
 	case dead && in.Fallback != 0 && (waited || in.Spike):
@@ -421,10 +424,23 @@ func vendorID(v key.Version) string {
 	return ", where it is " + v.VendorID
 }
 
+// replace returns the command that gets rid of a dead primary: back to the key
+// that an open rotation has not ended yet, else on to another one.
+func (c Credential) replace() string {
+	if r := c.Open; r != nil && r.From != 0 && r.To == c.Slots.Primary && r.Back == "" {
+		switch c.version(r.From).State {
+		case key.StateFallback, key.StateRetired, key.StateDisabling, key.StateDisabled:
+			return command("rollback", c.ID)
+		}
+	}
+	return command("rotate", c.ID)
+}
+
 // work returns the signals about what Keybaton itself is doing for c.
 func work(c Credential, now time.Time) []alert.Signal {
 	var out []alert.Signal
-	if r := c.Open; r != nil && (r.State == rotation.Stopped || r.Gate.Person && !r.Paused) {
+	// A rotation that retires waits for what its retirement waits for.
+	if r := c.Open; r != nil && (r.State == rotation.Stopped || r.Gate.Person && !r.Paused && r.State != rotation.Retiring) {
 		s := alert.Signal{Credential: c.ID, Version: r.To, Kind: alert.Rotation, Severity: alert.Warning,
 			Error: "the rotation waits for a person", Cause: cmp.Or(r.Gate.Reason, r.Back, "it needs a decision"), Fix: command("rotate approve", c.ID), Evidence: "rotation " + r.ID}
 		switch r.State {
@@ -439,12 +455,15 @@ func work(c Credential, now time.Time) []alert.Signal {
 		if t.Gate.Person {
 			fix := command("rotate approve", c.ID)
 			if t.Gate.Asks == "" {
-				fix = cmp.Or(t.Gate.Reason, command("status", c.ID)) // nothing to approve: it is done at the vendor
+				fix = cmp.Or(strings.Join(t.Gate.Missing, "; "), t.Gate.Reason, command("status", c.ID)) // nothing to approve: it is done elsewhere
 			}
 			out = append(out, alert.Signal{Credential: c.ID, Version: t.Version.Number, Kind: alert.Retirement, Severity: alert.Warning,
 				Error: "the retirement of " + t.Version.Number.String() + " waits for a person",
 				Cause: cmp.Or(t.Gate.Reason, "it needs a decision"), Fix: fix})
-			break
+		} else if t.Attempts >= tries {
+			out = append(out, alert.Signal{Credential: c.ID, Version: t.Version.Number, Kind: alert.Retirement, Severity: alert.Warning,
+				Error: fmt.Sprintf("%s cannot be ended: %d attempts failed", t.Version.Number, t.Attempts),
+				Cause: cmp.Or(t.Gate.Reason, "the vendor does not do it"), Fix: "look at the vendor" + vendorID(c.version(t.Version.Number)) + ", then: " + command("status", c.ID)})
 		}
 	}
 	for _, v := range slices.Backward(c.Versions) {

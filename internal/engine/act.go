@@ -70,7 +70,7 @@ func (p *pass) act(ctx context.Context, f *facts, r rotation.Rotation, a rotatio
 				if _, err := c.touch(); err != nil {
 					return err
 				}
-				return c.tx.PutAsks(p.id, nil)
+				return c.askOnce(r.To)
 			})
 	case rotation.DoEmpty:
 		return p.empty(ctx, r, a)

@@ -28,6 +28,9 @@ func (e *Engine) Rotate(ctx context.Context, by access.Principal, id key.Credent
 	if refused := refusal(f, o); refused != nil {
 		return rotation.Rotation{}, refused
 	}
+	if err := e.forsaken(ctx, id, f, o); err != nil {
+		return rotation.Rotation{}, err
+	}
 	kind := rotation.Manual
 	if o.Emergency {
 		kind = rotation.Emergency
@@ -61,6 +64,30 @@ func refusal(f *facts, o RotateOptions) error {
 		}
 	}
 	return nil
+}
+
+// forsaken refuses a rotation that would give up the way back to a key that
+// works, while the primary does not.
+func (e *Engine) forsaken(ctx context.Context, id key.CredentialID, f *facts, o RotateOptions) error {
+	if f.open == nil || f.open.State != rotation.Retiring || o.Emergency || !f.rules.Can.Probe || f.credential.Slots.Primary == 0 {
+		return nil
+	}
+	switch f.rules.Versions[f.open.From].State {
+	case key.StateRetired, key.StateDisabling, key.StateDisabled:
+	default:
+		return nil
+	}
+	parts, err := e.openAt(ctx, key.VersionID{Credential: id, Number: f.credential.Slots.Primary})
+	if err != nil {
+		return err
+	}
+	p, err := e.trial(ctx, id, f, parts)
+	if err != nil || p.Outcome != evidence.Auth {
+		return err
+	}
+	where := id.Service + " --env " + id.Environment
+	return key.WithHint(fmt.Errorf("%w: the vendor refuses the primary %s (%s), and %s, which it replaced, is not ended yet", key.ErrConflict, f.credential.Slots.Primary, p.Text, f.open.From),
+		"go back to it: keybaton rollback "+where+"; or replace the primary all the same: keybaton rotate "+where+" --emergency")
 }
 
 func unknownCredential(err error, id key.CredentialID) error {
@@ -276,7 +303,7 @@ func (e *Engine) Approve(ctx context.Context, by access.Principal, id key.Creden
 		open, err := tx.OpenRotation(id)
 		if err == nil {
 			r = open
-			if open.Gate.Person && open.State.Step() != "" && open.State != rotation.WaitingKey {
+			if open.Gate.Person && open.State.Step() != "" && open.State != rotation.WaitingKey && open.State != rotation.Retiring {
 				if r.Approved == nil {
 					r.Approved = map[rotation.Step]string{}
 				}

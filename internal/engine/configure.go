@@ -180,6 +180,9 @@ func (p *pass) plan(ctx context.Context, f *facts) (acted bool, again time.Time,
 	if bridged(f, f.last) {
 		return true, time.Time{}, p.unbridge(ctx, f.last)
 	}
+	if c.Slots.Fallback != 0 && !f.policy.Spare {
+		return true, time.Time{}, p.clear(ctx, f)
+	}
 	if at := f.policy.Due(c.ID, c.Rotated); !at.IsZero() {
 		if f.last != nil && f.last.State != rotation.Done && f.last.Kind != rotation.Spare && f.last.Ended.After(c.Rotated) {
 			// It was tried and taken back: not again at once.
@@ -224,6 +227,29 @@ func (p *pass) unbridge(ctx context.Context, r *rotation.Rotation) error {
 	_, err := p.begin(ctx, access.System, p.id, rotation.Emergency, RotateOptions{Emergency: true, Leaked: r.Bridge,
 		Why: fmt.Sprintf("%s took over for the leaked %s and was handed to the same consumers", r.Bridge, r.Leaked)})
 	return err
+}
+
+// clear begins the way out of a fallback that nobody wants any more: the
+// rotation that left it there was superseded or taken back, or the policy keeps
+// no spare now. It waits to be unused like any old key.
+func (p *pass) clear(ctx context.Context, f *facts) error {
+	why := fmt.Sprintf("%s was left in the fallback slot, and the policy keeps no spare", f.credential.Slots.Fallback)
+	rid := hexOf(p.cfg.Rand, 8)
+	return p.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "rotation.begun", Credential: p.id, Rotation: rid, Detail: map[string]string{"why": why}}, func(tx store.Tx) error {
+		if err := tx.Fence(*p.held); err != nil {
+			return err
+		}
+		c, err := tx.Credential(p.id)
+		if err != nil || c.Slots != f.credential.Slots {
+			return err // somebody was faster
+		}
+		r := rotation.Clear(rid, c, access.System.Name, why, tx.Now())
+		if r.Revision, err = tx.Touch(p.id); err != nil {
+			return err
+		}
+		r.Marks = rotation.Marks(p.version(r.To), f.rules.Ledger)
+		return tx.PutRotation(r)
+	})
 }
 
 func policyName(c key.Credential) string {

@@ -45,6 +45,9 @@ func (e *Engine) Import(ctx context.Context, by access.Principal, environment st
 		if err != nil {
 			return nil, err
 		}
+		if !f.Declared && f.Provider == "" && values[i].Len() < minKey {
+			continue // DEBUG=true is no key
+		}
 		if !dry && len(f.Missing) == 0 && f.Outcome != "invalid" {
 			parts := secret.Parts{"key": values[i]}
 			res, err := e.Set(ctx, by, f.ID, parts, key.OriginImported, "imported from "+name)
@@ -59,12 +62,16 @@ func (e *Engine) Import(ctx context.Context, by access.Principal, environment st
 	return out, nil
 }
 
+// minKey is the least length of a value that is taken for a key though neither
+// its name nor its shape is known.
+const minKey = 12
+
 // recognise says what the value under name seems to be.
 func (e *Engine) recognise(ctx context.Context, environment, name string, v secret.Value, services []key.Service, creds []key.Credential) (Found, error) {
 	f := Found{Name: name, Outcome: "unverified", Rotation: "pasted", Service: serviceName(name)}
 	var svc key.Service
 	for _, s := range services {
-		if s.EnvName == name || s.EnvName == "" && s.Name == f.Service {
+		if s.EnvName == name || s.EnvName == "" && !f.Declared && slices.Contains(serviceNames(name), s.Name) {
 			f.Service, f.Declared, svc = s.Name, true, s
 		}
 	}
@@ -151,15 +158,33 @@ func mapKeys(r provider.Registry) func(func(string) bool) {
 
 var notName = regexp.MustCompile(`[^a-z0-9]+`)
 
+// suffixes of variables that hold keys.
+var suffixes = []string{"_api_key", "_apikey", "_secret_key", "_access_token", "_token", "_key", "_secret"}
+
 // serviceName proposes the name of a service for a variable: SENDGRID_API_KEY
 // is sendgrid.
 func serviceName(variable string) string {
 	s := strings.ToLower(variable)
-	for _, suffix := range []string{"_api_key", "_apikey", "_secret_key", "_access_token", "_token", "_key", "_secret"} {
+	for _, suffix := range suffixes {
 		if t, ok := strings.CutSuffix(s, suffix); ok && t != "" {
 			s = t
 			break
 		}
 	}
-	return strings.Trim(notName.ReplaceAllString(s, "-"), "-")
+	return dashed(s)
 }
+
+// serviceNames returns every name that a service of the variable may have:
+// BILLING_API_KEY may be of billing and of billing-api.
+func serviceNames(variable string) []string {
+	s := strings.ToLower(variable)
+	out := []string{dashed(s)}
+	for _, suffix := range suffixes {
+		if t, ok := strings.CutSuffix(s, suffix); ok && t != "" {
+			out = append(out, dashed(t))
+		}
+	}
+	return out
+}
+
+func dashed(s string) string { return strings.Trim(notName.ReplaceAllString(s, "-"), "-") }

@@ -157,6 +157,10 @@ func (p *pass) enable(ctx context.Context, f *facts, r rotation.Retirement) erro
 	}
 	err = d.Enable(call, env, v.VendorID, v.Saved)
 	cancel()
+	if provider.KindOf(err) == provider.Denied && f.open != nil && f.open.State == rotation.RollingBack {
+		// The vendor will not have it back: what was taken back goes on instead.
+		return p.commit(ctx, f.open.ID, rotation.Event{Kind: rotation.Onward, Why: fmt.Sprintf("%s cannot be enabled again: %v", r.Version.Number, err)}, nil)
+	}
 	if err != nil {
 		return p.failed(ctx, r, "enabling", err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/access"
 	"github.com/keybaton/keybaton/internal/audit"
+	"github.com/keybaton/keybaton/internal/call"
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/provider"
@@ -28,6 +29,9 @@ func (e *Engine) Set(ctx context.Context, by access.Principal, id key.Credential
 	if err := checkParts(f.credential.Call, parts); err != nil {
 		return SetResult{}, err
 	}
+	if err := rides(f.credential.Call, parts); err != nil {
+		return SetResult{}, err
+	}
 	probe, err := e.trial(ctx, id, f, parts)
 	if err != nil {
 		return SetResult{}, err
@@ -41,7 +45,7 @@ func (e *Engine) Set(ctx context.Context, by access.Principal, id key.Credential
 	case probe.Outcome == evidence.Auth && f.rules.Can.Early == 0, probe.Outcome == evidence.Auth && f.credential.Slots.Primary == 0:
 		return SetResult{}, key.WithHint(fmt.Errorf("%w: the vendor refuses this key (%s); nothing was changed", key.ErrInvalid, probe.Text),
 			"copy the key again, or check the probe of "+id.Service+" in keybaton.yaml")
-	case probe.Outcome == evidence.Other && f.rules.Can.Probe && f.credential.Slots.Primary == 0:
+	case probe.Outcome == evidence.Other && f.rules.Can.Probe:
 		return SetResult{}, key.WithHint(fmt.Errorf("%w: the vendor could not be asked about this key (%s); nothing was changed", key.ErrUnavailable, probe.Text),
 			"check the upstream of "+id.Service+", then set it again")
 	}
@@ -73,6 +77,18 @@ func checkParts(c key.Call, parts secret.Parts) error {
 		if v.IsZero() {
 			return fmt.Errorf("%w: part %q is empty", key.ErrInvalid, n)
 		}
+	}
+	return nil
+}
+
+// rides reports why a key cannot be put on a request.
+func rides(c key.Call, parts secret.Parts) error {
+	p, err := call.CompilePlace(c.Place, c.PartNames())
+	if err == nil {
+		_, err = p.Render(parts)
+	}
+	if err != nil {
+		return key.WithHint(fmt.Errorf("%w: this key cannot ride on a request: %v; nothing was changed", key.ErrInvalid, err), "copy the key again, all of it and nothing else")
 	}
 	return nil
 }
@@ -144,6 +160,9 @@ func (e *Engine) store(ctx context.Context, by access.Principal, id key.Credenti
 			return err
 		}
 		for _, v := range vs {
+			if v.Fingerprint == print && v.State == key.StateRetired {
+				return e.revive(tx, by, id, c, v, rid, why, res)
+			}
 			if v.Fingerprint == print && v.State != key.StateVoid {
 				return key.WithHint(fmt.Errorf("%w: this key is %s already (%s)", key.ErrExists, v.ID.Number, v.State), "issue a new key at the vendor and set that one")
 			}
@@ -197,4 +216,43 @@ func (e *Engine) store(ctx context.Context, by access.Principal, id key.Credenti
 		}
 		return tx.Due(leaseKind, id.String(), tx.Now())
 	})
+}
+
+// revive takes a key back that is on its way out and was pasted again: its
+// retirement is withdrawn, and a rotation brings it in like any other.
+func (e *Engine) revive(tx store.Tx, by access.Principal, id key.CredentialID, c key.Credential, v key.Version, rid, why string, res *SetResult) error {
+	ret, err := tx.Retirement(v.ID)
+	if err != nil {
+		return err
+	}
+	if ret, err = rotation.ApplyRetire(ret, rotation.Event{Kind: rotation.Withdrawn, At: tx.Now()}); err != nil {
+		return err
+	}
+	if err := tx.PutRetirement(ret); err != nil {
+		return err
+	}
+	if err := supersede(tx, id, tx.Now()); err != nil {
+		return err
+	}
+	if c, err = tx.Credential(id); err != nil {
+		return err
+	}
+	if c.Slots.Primary == 0 {
+		return fmt.Errorf("%w: there is no primary that %s could follow", key.ErrConflict, v.ID.Number)
+	}
+	r := rotation.New(rid, c, rotation.Set, by.Name, why, tx.Now())
+	r.State, r.To = rotation.Proving, v.ID.Number
+	c.Slots.Candidate = v.ID.Number
+	v.State, v.Since, v.Rotation = key.StateCandidate, tx.Now(), rid
+	res.Version, res.Rotation = v.ID.Number, rid
+	if err := tx.PutRotation(r); err != nil {
+		return err
+	}
+	if err := tx.PutVersion(v); err != nil {
+		return err
+	}
+	if err := tx.PutCredential(c); err != nil {
+		return err
+	}
+	return tx.Due(leaseKind, id.String(), tx.Now())
 }

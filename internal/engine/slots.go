@@ -73,6 +73,12 @@ func (p *pass) askSoak(c *change, f *facts, to key.Number) error {
 	return c.tx.PutAsks(p.id, []evidence.Ask{{Version: p.version(to), OK: seen(f, p.version(to)) + f.policy.Soak.Requests}})
 }
 
+// askOnce asks the gateways to see once that n works, in traffic or by a probe:
+// one that has seen no key work keeps the last that did.
+func (c *change) askOnce(n key.Number) error {
+	return c.tx.PutAsks(c.p.id, []evidence.Ask{{Version: c.p.version(n), OK: 1}})
+}
+
 // promote swaps the slots: by version, never by position.
 func (p *pass) promote(ctx context.Context, f *facts, r rotation.Rotation, a rotation.Action) error {
 	return p.commitWith(ctx, r.ID, rotation.Event{Kind: rotation.Promoted, Why: a.Why, Marks: rotation.Marks(p.version(r.To), f.rules.Ledger)}, func(c *change, _ *rotation.Event) error {
@@ -120,7 +126,7 @@ func (p *pass) empty(ctx context.Context, r rotation.Rotation, a rotation.Action
 			return err
 		}
 		s.Fallback, c.put = 0, true
-		if err := c.tx.PutAsks(p.id, nil); err != nil {
+		if err := c.askOnce(s.Primary); err != nil {
 			return err
 		}
 		return c.retireVersion(a.Version, rev, r.Kind == rotation.Emergency)
@@ -136,7 +142,7 @@ func (p *pass) swapBack(ctx context.Context, f *facts, r rotation.Rotation, a ro
 		if err != nil {
 			return err
 		}
-		if err := c.tx.PutAsks(p.id, nil); err != nil {
+		if err := c.askOnce(r.From); err != nil {
 			return err
 		}
 		if s.Primary != r.To {

@@ -457,11 +457,11 @@ func soaking(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	if end := r.Entered.Add(f.Policy.Soak.For); now.Before(end) {
 		return closed(Gate{Reason: fmt.Sprintf("soaks for %s", f.Policy.Soak.For), Again: end})
 	}
-	var seen int64
+	var seen, probed int64
 	ws := watchers(r, f)
 	for _, b := range ws {
 		u := r.since(b)
-		seen += u.Live.OK
+		seen, probed = seen+u.Live.OK, probed+u.Probes.OK
 		if u.Live.OK+u.Probes.OK < f.Policy.Soak.Requests && u.Probes.OK < f.Policy.Soak.Probes {
 			missing = append(missing, fmt.Sprintf("%s has seen %d of %d requests (or %d of %d probes) answer ok",
 				b.Consumer, u.Live.OK, f.Policy.Soak.Requests, u.Probes.OK, f.Policy.Soak.Probes))
@@ -475,7 +475,11 @@ func soaking(r Rotation, f Facts, now time.Time) (Action, Gate) {
 		}
 		return closed(Gate{Reason: "soaks until it has been seen to work", Missing: missing})
 	}
-	return act(DoSoaked, r.To, fmt.Sprintf("%d requests answered ok with %s, none refused that %s would have served", seen, r.To, r.From))
+	what := fmt.Sprintf("%d requests", seen)
+	if seen < f.Policy.Soak.Requests && probed > 0 {
+		what = fmt.Sprintf("%d requests and %d probes", seen, probed)
+	}
+	return act(DoSoaked, r.To, fmt.Sprintf("%s answered ok with %s, none refused that %s would have served", what, r.To, r.From))
 }
 
 // quieting waits until old, in the fallback slot, is unused; then it leaves.
@@ -507,7 +511,23 @@ func quieting(r Rotation, f Facts, old key.Number, now time.Time) (Action, Gate)
 	if len(missing) > 0 {
 		return closed(Gate{Reason: fmt.Sprintf("%s must be unused for %s", old, quiet), Missing: missing})
 	}
-	return act(DoEmpty, old, fmt.Sprintf("%s unused for %s at every consumer that holds it (%d)", old, quiet, n))
+	return spared(f, now, old, fmt.Sprintf("%s unused for %s at every consumer that holds it (%d)", old, quiet, n))
+}
+
+// spared empties the fallback slot of old, if the primary was just seen to work:
+// consumers do not lose a key that they may need.
+func spared(f Facts, now time.Time, old key.Number, why string) (Action, Gate) {
+	if !f.Can.Probe {
+		return act(DoEmpty, old, why)
+	}
+	p, ok := f.fresh(f.Slots.Primary, now)
+	switch {
+	case !ok:
+		return act(DoProbe, f.Slots.Primary, "the primary is probed before "+old.String()+" leaves its slot")
+	case p.Outcome == evidence.OK || p.Outcome == evidence.Perm || p.Outcome == evidence.Rate:
+		return act(DoEmpty, old, why)
+	}
+	return closed(Gate{Reason: fmt.Sprintf("the primary %s answers %s, so %s stays the fallback", f.Slots.Primary, p.Text, old), Again: now.Add(max(f.Can.Spacing, 2*time.Second))})
 }
 
 func retiring(r Rotation, f Facts) (Action, Gate) {

@@ -246,13 +246,18 @@ func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	if lapses && now.Before(end) {
 		return closed(Gate{Reason: n.String() + " ends by itself; a probe notices when it is dead", Again: end})
 	}
+	every := f.Can.Spacing
+	if !lapses && f.dead(n, r.Entered) == 0 {
+		// Nobody is asked to end a key that no other one outlives. It may take days:
+		// the vendor is asked less often then.
+		every = max(every, min(max(15*time.Second, now.Sub(r.Entered)/20), 5*time.Minute))
+		if a, g, ok := survives(r, f, now, every); !ok {
+			return a, g
+		}
+	}
 	dead := f.dead(n, r.Entered)
 	if dead >= max(1, f.Can.DeadOK) {
 		return act(DoConfirm, n, fmt.Sprintf("answered invalid %d times in a row", dead))
-	}
-	every := f.Can.Spacing
-	if dead == 0 {
-		every = max(every, 15*time.Second)
 	}
 	if p, ok := f.Probes[n]; ok && now.Sub(p.At) < every {
 		g := Gate{Reason: "revoke " + which(f.Versions[n]) + " at the vendor; a probe notices when it is dead", Person: true, Missing: slices.Clone(f.Can.Undo), Again: p.At.Add(every)}
@@ -265,6 +270,29 @@ func person(r Retirement, f Facts, now time.Time) (Action, Gate) {
 		return closed(g)
 	}
 	return act(DoProbe, n, "to see whether it was revoked")
+}
+
+// survives reports whether another key was seen to work lately, so that a
+// person may end this one.
+func survives(r Retirement, f Facts, now time.Time, lately time.Duration) (Action, Gate, bool) {
+	n, s := r.Version.Number, f.Slots.Primary
+	where := r.Version.Credential.Service + " --env " + r.Version.Credential.Environment
+	if s == 0 || s == n {
+		return Action{Do: Wait}, Gate{Reason: "do not revoke " + n.String() + ": no other key would survive it", Person: true,
+			Missing: []string{"another primary: keybaton set " + where}}, false
+	}
+	p, ok := f.Probes[s]
+	switch {
+	case !ok || now.Sub(p.At) > max(Fresh, lately):
+		a, g := act(DoProbe, s, "the survivor is probed before anybody is asked to revoke "+n.String())
+		return a, g, false
+	case p.Outcome == evidence.OK || p.Outcome == evidence.Perm || p.Outcome == evidence.Rate:
+		return Action{}, Gate{}, true
+	case p.Outcome == evidence.Auth:
+		return Action{Do: Wait}, Gate{Reason: fmt.Sprintf("do not revoke %s: the primary %s is refused (%s), and %s may be the last key that works", n, s, p.Text, n), Person: true,
+			Missing: []string{"go back to " + n.String() + ": keybaton rollback " + where, "or give it another key: keybaton set " + where}, Again: p.At.Add(max(Fresh, lately))}, false
+	}
+	return Action{Do: Wait}, Gate{Reason: fmt.Sprintf("the survivor %s answers %s, so %s is kept", s, p.Text, n), Again: p.At.Add(max(Fresh, lately))}, false
 }
 
 // proof collects invalid answers beyond the vendor's propagation window.

@@ -34,6 +34,7 @@ const (
 	Back        EventKind = "rollback asked"
 	SwappedBack EventKind = "swapped back"
 	Dropped     EventKind = "dropped" // the new key is out of its slot
+	Onward      EventKind = "nothing to go back to"
 	Stop        EventKind = "stopped"
 	Resumed     EventKind = "resumed"
 	Replaced    EventKind = "superseded"
@@ -88,6 +89,7 @@ func transitions() []transition {
 		{Back, beforeRevoke, RollingBack},
 		{SwappedBack, []State{RollingBack}, Undoing},
 		{Dropped, []State{RollingBack}, RolledBack},
+		{Onward, []State{RollingBack}, Retiring},
 		{Stop, append(slices.Clone(beforeRevoke[:len(beforeRevoke)-1]), RollingBack, Undoing), Stopped},
 		{Resumed, []State{Stopped}, ""},
 		{Replaced, append(slices.Clone(beforeRevoke), RollingBack, Undoing), Superseded},
@@ -140,6 +142,8 @@ func Apply(r Rotation, e Event) (Rotation, error) {
 		r.Proof = e.Proof
 	case Back:
 		r.Back = e.Why
+	case Onward:
+		r.Back = ""
 	case Stop:
 		r.Resume, r.Why = r.State, e.Why
 	case Resumed:
@@ -182,6 +186,15 @@ func (r *Rotation) enter(to State, e Event) {
 func New(id string, c key.Credential, k Kind, by, why string, now time.Time) Rotation {
 	return Rotation{ID: id, Credential: c.ID, Machine: Machine, Kind: k, State: Planned, From: c.Slots.Primary, By: by, Why: why,
 		Started: now, Entered: now, Steps: []StepRecord{{Step: StepGenerate, Started: now}}}
+}
+
+// Clear returns a rotation that is at its last step from the start: the fallback
+// of c retires, and the primary stays.
+func Clear(id string, c key.Credential, by, why string, now time.Time) Rotation {
+	r := New(id, c, Manual, by, why, now)
+	r.State, r.From, r.To = Quieting, c.Slots.Fallback, c.Slots.Primary
+	r.Steps = []StepRecord{{Step: StepRetire, Started: now}}
+	return r
 }
 
 // Diagram returns the state machine as a Mermaid state diagram, made from the

@@ -15,8 +15,8 @@ func readCloser(b []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(b)
 
 // Disable switches the key off. saved is what Enable needs; it is returned
 // with an error too once it was read, since the vendor may have lost it by
-// then. A key that is off already is a success with saved "": what was saved
-// before stays good.
+// then. A key that is off or gone already is a success with saved "": what was
+// saved before stays good.
 func (d disabler) Disable(ctx context.Context, env provider.Env, vendorID string) (saved string, err error) {
 	c := d.c
 	v, send, err := c.beginOn(env, vendorID)
@@ -25,7 +25,10 @@ func (d disabler) Disable(ctx context.Context, env provider.Env, vendorID string
 	}
 	t := c.Recipe.Disable
 	if t.Read != nil {
-		a, err := send(ctx, t.Read.Act, v, onRead)
+		a, err := send(ctx, t.Read.Act, v, onIdempotent)
+		if err == nil && holds(*t.Read.Gone, t.Read.Request.Method, a) && !holds(t.Read.Expect, t.Read.Request.Method, a) {
+			return "", nil // what is gone is off; the revocation proves it
+		}
 		if err != nil {
 			return "", wrapped(provider.KindOf(err), err, "reading what it takes to enable the key again: ")
 		}

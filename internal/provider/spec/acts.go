@@ -374,6 +374,10 @@ func (p *parsing) soft(o *object) {
 				}
 			}
 			rd.done()
+			if s.Gone == nil {
+				c := mustCondition(404, "404")
+				s.Gone = &c
+			}
 			t.Read = &s
 		}
 		t.Act = p.act(off, ok.with(saved))
