@@ -54,6 +54,7 @@ func status(err error) (int, string, bool) {
 		{key.ErrFull, http.StatusInsufficientStorage, "full"},
 		{key.ErrNewer, http.StatusServiceUnavailable, "newer"},
 		{key.ErrLocked, http.StatusServiceUnavailable, "locked"},
+		{key.ErrUncertain, http.StatusGatewayTimeout, "uncertain"},
 		{key.ErrUnavailable, http.StatusServiceUnavailable, "unavailable"},
 	} {
 		if errors.Is(err, m.err) {

@@ -17,7 +17,8 @@ import (
 
 // Store keeps everything. It is safe for concurrent use. Errors wrap the
 // sentinels of key: ErrNotFound, ErrExists, ErrConflict, ErrFenced, ErrStale,
-// ErrNewer, ErrLocked, ErrFull, ErrUnavailable. A function that runs in a
+// ErrNewer, ErrLocked, ErrFull, ErrUnavailable, and ErrUncertain where the
+// answer to a commit was lost: then it may have been done or not. A function that runs in a
 // transaction begins no Update or Observe: it would wait for itself.
 type Store interface {
 	// View runs fn on a consistent snapshot; fn's writes fail with ErrWrongTx.

@@ -78,13 +78,39 @@ func open(ctx context.Context, path string, o Options) (*sqlstore.Store, *sql.DB
 	s, err := sqlstore.Open(ctx, sqlstore.Config{
 		Write:    write,
 		Read:     read,
-		Dialect:  sqlstore.Dialect{Goose: goose.DialectSQLite3, Classify: classify, Local: true},
+		Dialect:  dialect,
 		Where:    path,
 		Now:      o.Now,
 		NewEpoch: o.NewEpoch,
 		Close:    unlock,
 	})
 	return s, write, err
+}
+
+// dialect is that of SQLite. Its texts compare by their bytes.
+var dialect = sqlstore.Dialect{Goose: goose.DialectSQLite3, Classify: classify, Local: true,
+	Tables: `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1`}
+
+// ReadSchema says which schema the file at path has, without changing it; none
+// where there is no file. A server that runs on it keeps it locked.
+func ReadSchema(ctx context.Context, path string) (sqlstore.Schema, error) {
+	c := sqlstore.Config{Dialect: dialect, Where: path}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		path = "" // a private database that is gone when it is closed
+	} else {
+		var unlock func() error
+		if path, unlock, err = claim(path); err != nil {
+			return sqlstore.Schema{}, err
+		}
+		defer func() { _ = unlock() }() // nothing was written
+	}
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: filepath.ToSlash(path), RawQuery: "_pragma=query_only(1)"}).String())
+	if err != nil {
+		return sqlstore.Schema{}, classify(err).Explain("reading the schema", path, err)
+	}
+	defer func() { _ = db.Close() }() // nothing was written
+	c.Write, c.Read = db, db
+	return sqlstore.ReadSchema(ctx, c)
 }
 
 // claim makes the file if needed, and locks it for this process. It returns the

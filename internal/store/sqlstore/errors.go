@@ -12,7 +12,7 @@ import (
 // Problem is what an error of a database means for the person who runs it.
 type Problem int
 
-// The problems. Retry is answered by running the transaction again.
+// The problems. Retry and Lost are answered by running the transaction again.
 const (
 	Unknown  Problem = iota
 	Retry            // serialization failure or deadlock
@@ -23,6 +23,12 @@ const (
 	Broken           // the disk or the line fails
 	Taken            // another server runs on it
 	Rule             // a constraint of the schema was violated
+	Away             // the database server does not answer
+	Lost             // the line ended within a transaction, which so was not committed
+	Standby          // the database server only reads
+	Denied           // the database server does not let this user in, or not do that
+	Missing          // there is no such database
+	Unfit            // the database server cannot keep a store
 )
 
 // Explain returns err as the sentinel of key that p stands for, with what the
@@ -53,6 +59,21 @@ func (p Problem) Explain(doing, where string, err error) error {
 	case Taken:
 		return key.WithHint(fmt.Errorf("%w: %s: %w", key.ErrLocked, where, err),
 			"stop the other server, or give this one a data directory of its own")
+	case Away, Lost:
+		return key.WithHint(fmt.Errorf("%w: %s does not answer: %w", key.ErrUnavailable, where, err),
+			"see that PostgreSQL runs there and can be reached from here; a server that runs tries again by itself")
+	case Standby:
+		return key.WithHint(fmt.Errorf("%w: %s is a standby: %w", key.ErrUnavailable, where, err),
+			"name the primary, or every host of the cluster: postgres://HOST1,HOST2/DATABASE?target_session_attrs=read-write")
+	case Denied:
+		return key.WithHint(fmt.Errorf("%w: %s does not allow it: %w", key.ErrUnavailable, where, err),
+			"check user and password (the URL, PGPASSWORD or PGPASSFILE) and pg_hba.conf, and make that user the owner of the database")
+	case Missing:
+		return key.WithHint(fmt.Errorf("%w: %s: %w", key.ErrUnavailable, where, err),
+			"create it: CREATE DATABASE name OWNER user ENCODING 'UTF8' TEMPLATE template0")
+	case Unfit:
+		return key.WithHint(fmt.Errorf("%w: %s cannot keep the store: %w", key.ErrUnavailable, where, err),
+			"use PostgreSQL 15 or newer, and a database with ENCODING 'UTF8'")
 	case Rule:
 		return fmt.Errorf("%w: refused by a rule of the schema: %w", key.ErrInvalid, err)
 	}
@@ -83,7 +104,7 @@ func (s *Store) explain(doing string, err error) error {
 // ours reports whether err already says what it means.
 func ours(err error) bool {
 	for _, e := range []error{key.ErrInvalid, key.ErrNotFound, key.ErrExists, key.ErrConflict, key.ErrFenced, key.ErrStale,
-		key.ErrNewer, key.ErrLocked, key.ErrFull, key.ErrUnavailable, store.ErrWrongTx, context.Canceled, context.DeadlineExceeded} {
+		key.ErrNewer, key.ErrLocked, key.ErrFull, key.ErrUnavailable, key.ErrUncertain, store.ErrWrongTx, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, e) {
 			return true
 		}

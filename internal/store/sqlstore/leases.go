@@ -105,8 +105,8 @@ func (t *transaction) Release(l store.Lease, next time.Time) error {
 		return err
 	}
 	n, err := t.exec(`UPDATE lease SET owner = '', until_ms = 0,
-			next_ms = CASE WHEN next_ms > 0 AND ($5 = 0 OR next_ms < $5) THEN next_ms ELSE $5 END,
-			due_ms  = CASE WHEN next_ms > 0 AND ($5 = 0 OR next_ms < $5) THEN next_ms ELSE $5 END
+			next_ms = CASE WHEN next_ms > 0 AND (CAST($5 AS BIGINT) = 0 OR next_ms < $5) THEN next_ms ELSE $5 END,
+			due_ms  = CASE WHEN next_ms > 0 AND (CAST($5 AS BIGINT) = 0 OR next_ms < $5) THEN next_ms ELSE $5 END
 		WHERE kind = $1 AND item = $2 AND owner = $3 AND term = $4`, l.Kind, l.Item, l.Owner, l.Term, due(next))
 	if err == nil && n == 0 {
 		err = key.ErrFenced

@@ -15,10 +15,9 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
-	"embed"
+	"database/sql/driver"
 	"errors"
 	"fmt"
-	"io/fs"
 	"sync"
 	"time"
 
@@ -28,16 +27,16 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
-//go:embed migrations/*.sql
-var migrations embed.FS
-
 // tries is how often a transaction is run that the database could not
-// serialize.
+// serialize, or whose line ended before its commit was sent.
 const tries = 10
 
 // learning is how long a transaction that is over may still wait for a
 // connection to prepare what it had to prepare for itself.
 const learning = 2 * time.Millisecond
+
+// committing is how long the answer to a commit over a network is waited for.
+const committing = 30 * time.Second
 
 // Dialect is what differs between databases.
 type Dialect struct {
@@ -48,6 +47,29 @@ type Dialect struct {
 	// a cancelled context then ends a transaction between two statements, never
 	// within one, and never leaves in doubt whether it was committed.
 	Local bool
+	// Undone reports whether the error of a commit proves that nothing was
+	// committed; nil: every error does.
+	Undone func(error) bool
+	// Prepares says that the driver prepares statements and keeps them by itself.
+	Prepares bool
+	// Text is how a migration's columns of TEXT are declared, so that texts
+	// compare by their bytes; "" is TEXT.
+	Text string
+	// Snapshot is the isolation in which every statement of a View reads the
+	// same; the zero value is that of the database.
+	Snapshot sql.IsolationLevel
+	// Reading and Writing are the first query of a View, and of an Update or
+	// Observe; "" is none. It returns the time in Unix milliseconds. Writing
+	// also waits until no other transaction writes.
+	Reading, Writing string
+	// Notify is run by a transaction that makes a revision, with that revision
+	// as a text; "" is none.
+	Notify string
+	// Tables is a query that counts the tables named $1 in the database.
+	Tables string
+	// Alone runs fn while no other process brings the schema up to date; nil
+	// where the opener has the database alone.
+	Alone func(ctx context.Context, fn func() error) error
 }
 
 // Config is what a Store works with. Write, Read and Dialect are required; Open
@@ -57,7 +79,7 @@ type Config struct {
 	Read     *sql.DB // for View; may be Write
 	Dialect  Dialect
 	Where    string           // names the database in errors; never a password
-	Now      func() time.Time // nil means time.Now
+	Now      func() time.Time // nil means that of the dialect's first query, else time.Now
 	NewEpoch bool             // the data was restored: old acknowledgements count for nothing
 	Close    func() error     // called once, after the connections are closed; may be nil
 }
@@ -70,6 +92,7 @@ type Store struct {
 	mu      sync.Mutex
 	rev     key.Revision
 	changed chan struct{} // closed when rev moves on
+	ahead   time.Duration // by how much the database's clock is ahead of this one
 	closed  chan struct{}
 	running sync.WaitGroup // transactions; added to with mu, while not closed
 	once    sync.Once
@@ -82,9 +105,6 @@ var _ store.Store = (*Store)(nil)
 // newer than this program is [key.ErrNewer] and is left alone. When Open fails,
 // it closes what c holds.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	if c.Now == nil {
-		c.Now = time.Now
-	}
 	s := &Store{c: c, write: &pool{db: c.Write}, read: &pool{db: c.Read}, changed: make(chan struct{}), closed: make(chan struct{})}
 	if err := s.open(ctx); err != nil {
 		_ = s.Close() // the first error is the one to tell
@@ -94,7 +114,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 }
 
 func (s *Store) open(ctx context.Context) error {
-	if err := s.migrate(ctx); err != nil {
+	if err := migrate(ctx, s.c); err != nil {
 		return err
 	}
 	if err := s.Refresh(ctx); err != nil {
@@ -106,31 +126,6 @@ func (s *Store) open(ctx context.Context) error {
 	return s.Update(ctx, audit.Entry{Actor: "keybaton", Action: "store.epoch"}, func(tx store.Tx) error {
 		return tx.(*transaction).newEpoch()
 	})
-}
-
-func (s *Store) migrate(ctx context.Context) error {
-	dir, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(s.c.Dialect.Goose, s.c.Write, dir,
-		goose.WithDisableGlobalRegistry(true), goose.WithTableName("schema_version"), goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return err
-	}
-	have, know, err := p.GetVersions(ctx)
-	if err != nil {
-		return err
-	}
-	if have > know {
-		return key.WithHint(fmt.Errorf("%w: its schema has number %d, this program knows %d", key.ErrNewer, have, know),
-			"run the newer keybaton that made it, or restore a backup from before the upgrade")
-	}
-	if have == know {
-		return nil
-	}
-	_, err = p.Up(ctx)
-	return err
 }
 
 // Refresh reads the newest revision from the database and wakes those who wait
@@ -168,7 +163,7 @@ func (s *Store) run(ctx context.Context, p *pool, m mode, why *audit.Entry, fn f
 	var err error
 	for range tries {
 		err = s.attempt(ctx, p, m, why, fn)
-		if err == nil || s.problem(err) != Retry {
+		if p := s.problem(err); p != Retry && p != Lost {
 			break
 		}
 	}
@@ -188,30 +183,48 @@ func (s *Store) attempt(ctx context.Context, p *pool, m mode, why *audit.Entry, 
 	if err != nil {
 		return err
 	}
-	t := &transaction{ctx: ctx, sqlCtx: ctx, pool: p, mode: m}
-	if s.c.Dialect.Local {
-		t.sqlCtx = context.WithoutCancel(ctx)
+	t := &transaction{ctx: ctx, sqlCtx: context.WithoutCancel(ctx), pool: p, mode: m, direct: s.c.Dialect.Prepares}
+	// What ends ctx ends a transaction over a network as well, but never its
+	// commit: from then on nobody could say whether it was done.
+	detach, end := func() bool { return true }, func() {}
+	if !s.c.Dialect.Local {
+		t.sqlCtx, end = context.WithCancel(t.sqlCtx)
+		detach = context.AfterFunc(ctx, end)
 	}
 	defer func() {
 		t.done = true
 		if t.tx != nil {
 			_ = t.tx.Rollback() // after a commit it does nothing
 		}
+		if s.problem(err) == Standby { // the next one may lead to the primary
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
 		_ = conn.Close() // gives it back
 		p.learn(t.sqlCtx, t.fresh)
+		detach()
+		end()
 	}()
-	if t.tx, err = conn.BeginTx(t.sqlCtx, &sql.TxOptions{ReadOnly: m == inView}); err != nil {
-		return err
+	opts := sql.TxOptions{ReadOnly: m == inView}
+	if opts.ReadOnly {
+		opts.Isolation = s.c.Dialect.Snapshot
 	}
-	t.now = time.UnixMilli(s.c.Now().UnixMilli()).UTC()
+	if t.tx, err = conn.BeginTx(t.sqlCtx, &opts); err != nil {
+		return ended(ctx, err)
+	}
+	if err := s.begin(t); err != nil {
+		return ended(ctx, err)
+	}
 	if err := fn(t); err != nil {
 		return err
 	}
 	if why != nil && t.err == nil {
 		err = t.Audit(*why)
 	}
+	if t.touched && t.err == nil && err == nil && s.c.Dialect.Notify != "" {
+		_, err = t.exec(s.c.Dialect.Notify, t.rev.String())
+	}
 	if t.err != nil {
-		return t.err
+		return ended(ctx, t.err)
 	}
 	if err != nil {
 		return err
@@ -222,16 +235,87 @@ func (s *Store) attempt(ctx context.Context, p *pool, m mode, why *audit.Entry, 
 	if err := t.checkSlots(); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	if !detach() || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if !s.c.Dialect.Local {
+		limit := time.AfterFunc(committing, end)
+		defer limit.Stop()
 	}
 	if err := t.tx.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", err)
+		return s.uncommitted(err)
 	}
 	if t.touched {
 		s.advance(t.rev)
 	}
 	return nil
+}
+
+// begin gives t its time, and the lock for writing where the dialect has one.
+func (s *Store) begin(t *transaction) error {
+	first := s.c.Dialect.Writing
+	if t.mode == inView {
+		first = s.c.Dialect.Reading
+	}
+	if first == "" {
+		t.now = whole(s.now())
+		return nil
+	}
+	before := time.Now()
+	n, err := one(t, func(s scan) (n int64, err error) { return n, s(&n) }, first)
+	if err != nil {
+		return err
+	}
+	if t.now = time.UnixMilli(n).UTC(); s.c.Now != nil {
+		t.now = whole(s.c.Now())
+	}
+	if t.mode == inView { // a write may have waited for its turn
+		s.mu.Lock()
+		s.ahead = time.UnixMilli(n).Sub(before)
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func whole(t time.Time) time.Time { return time.UnixMilli(t.UnixMilli()).UTC() }
+
+func (s *Store) now() time.Time {
+	if s.c.Now != nil {
+		return s.c.Now()
+	}
+	return time.Now()
+}
+
+// Now returns the time that a transaction would have now, without asking the
+// database: by what the last View saw of its clock, and rather too late by what
+// that took than too early.
+func (s *Store) Now() time.Time {
+	s.mu.Lock()
+	d := s.ahead
+	s.mu.Unlock()
+	if s.c.Now != nil {
+		d = 0
+	}
+	return s.now().Add(d)
+}
+
+// ended returns the error of ctx where that is why a transaction ended.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && !ours(err) {
+		return fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	return err
+}
+
+// uncommitted says what the error of a commit means. Only the one that was
+// refused may be run again; of one whose answer was lost nobody knows.
+func (s *Store) uncommitted(err error) error {
+	err = fmt.Errorf("committing: %w", err)
+	if s.c.Dialect.Undone == nil || s.c.Dialect.Undone(err) {
+		return err
+	}
+	return key.WithHint(fmt.Errorf("%w: %s: %w", key.ErrUncertain, s.c.Where, err),
+		"look whether it was done before you try again; Keybaton does so itself with what it does by itself")
 }
 
 // Revision implements [store.Store].

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/keybaton/keybaton/internal/audit"
 	"github.com/keybaton/keybaton/internal/key"
@@ -31,6 +33,7 @@ type transaction struct {
 	sqlCtx context.Context // of the statements
 	pool   *pool
 	tx     *sql.Tx
+	direct bool // the driver keeps statements by itself
 	mode   mode
 	now    time.Time
 	done   bool
@@ -66,16 +69,27 @@ func (t *transaction) fail(err error) error {
 	return err
 }
 
-func (t *transaction) stmt(q string) (*sql.Stmt, error) {
+// ready reports why no statement with args can be run. A text that one of the
+// databases could not keep is refused before it sees any.
+func (t *transaction) ready(args []any) error {
 	if t.done {
-		return nil, errors.New("the transaction is over")
+		return errors.New("the transaction is over")
 	}
 	if t.err != nil {
-		return nil, t.err
+		return t.err
+	}
+	for _, a := range args {
+		if s, ok := a.(string); ok && (strings.IndexByte(s, 0) >= 0 || !utf8.ValidString(s)) {
+			return fmt.Errorf("%w: a text that is not UTF-8, or has a NUL in it", key.ErrInvalid)
+		}
 	}
 	if err := t.ctx.Err(); err != nil {
-		return nil, t.fail(err)
+		return t.fail(err)
 	}
+	return nil
+}
+
+func (t *transaction) stmt(q string) (*sql.Stmt, error) {
 	if st := t.stmts[q]; st != nil {
 		return st, nil
 	}
@@ -98,11 +112,20 @@ func (t *transaction) stmt(q string) (*sql.Stmt, error) {
 
 // exec runs a statement and returns how many rows it changed.
 func (t *transaction) exec(q string, args ...any) (int64, error) {
-	st, err := t.stmt(q)
-	if err != nil {
+	if err := t.ready(args); err != nil {
 		return 0, err
 	}
-	r, err := st.ExecContext(t.sqlCtx, args...)
+	var r sql.Result
+	var err error
+	if t.direct {
+		r, err = t.tx.ExecContext(t.sqlCtx, q, args...)
+	} else {
+		st, serr := t.stmt(q)
+		if serr != nil {
+			return 0, serr
+		}
+		r, err = st.ExecContext(t.sqlCtx, args...)
+	}
 	if err != nil {
 		return 0, t.fail(err)
 	}
@@ -118,11 +141,20 @@ type scan func(dest ...any) error
 
 // each calls fn with each row.
 func (t *transaction) each(fn func(scan) error, q string, args ...any) error {
-	st, err := t.stmt(q)
-	if err != nil {
+	if err := t.ready(args); err != nil {
 		return err
 	}
-	rows, err := st.QueryContext(t.sqlCtx, args...)
+	var rows *sql.Rows
+	var err error
+	if t.direct {
+		rows, err = t.tx.QueryContext(t.sqlCtx, q, args...)
+	} else {
+		st, serr := t.stmt(q)
+		if serr != nil {
+			return serr
+		}
+		rows, err = st.QueryContext(t.sqlCtx, args...)
+	}
 	if err != nil {
 		return t.fail(err)
 	}
