@@ -15,6 +15,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,15 @@ type Config struct {
 	Dir      string         // "" means a temporary one; a second server may continue in it after the first was closed
 	Poll     time.Duration  // how often a waiting gate is looked at; default 50 ms
 	Webhooks []secret.Value // URLs that alerts are posted to
+
+	// For servers that share a store: the URL of a PostgreSQL database, a name
+	// of its own for each (default that of the host), the file of their common
+	// master key (default one in Dir), and how long the work on a credential is
+	// claimed (default 30 s).
+	Store     secret.Value
+	Name      string
+	MasterKey string
+	Lease     time.Duration
 }
 
 // Server is a running server.
@@ -53,6 +63,7 @@ func Start(t testing.TB, c Config) *Server {
 	}
 	log := &Buffer{}
 	a, err := app.Start(t.Context(), app.Settings{Data: filepath.Join(c.Dir, "data"), Config: filepath.Join(c.Dir, "config"), API: "127.0.0.1:0", Gateway: "127.0.0.1:0",
+		Store: c.Store, Name: c.Name, MasterKey: c.MasterKey, Lease: c.Lease,
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})), Alerts: log, Webhooks: c.Webhooks,
 		Poll: c.Poll, Report: 100 * time.Millisecond, Probe: 100 * time.Millisecond, Detect: 100 * time.Millisecond})
 	if err != nil {
@@ -89,7 +100,7 @@ func (s *Server) Set(t testing.TB, service, environment string, p secret.Parts) 
 	}
 }
 
-// Consumer makes a token for callers of a service and waits until the gateway
+// Consumer makes a token for callers of a service and waits until every gateway
 // knows it.
 func (s *Server) Consumer(t testing.TB, name, service, environment string) secret.Value {
 	t.Helper()
@@ -102,19 +113,22 @@ func (s *Server) Consumer(t testing.TB, name, service, environment string) secre
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Until(t, "the gateway to know the token", func(ctx context.Context) bool {
+	s.Until(t, "the gateways to know the token", func(ctx context.Context) bool {
 		cs, err := s.Client.Consumers(ctx)
 		if err != nil {
 			return false
 		}
+		gateways := 0
 		for _, c := range cs {
-			for _, b := range c.Boots {
-				if c.Kind == "gateway" && b.Acked.Number >= st.Revision.Number {
-					return true
-				}
+			if c.Kind != "gateway" {
+				continue
+			}
+			gateways++
+			if !slices.ContainsFunc(c.Boots, func(b api.Boot) bool { return b.Acked.Number >= st.Revision.Number }) {
+				return false
 			}
 		}
-		return false
+		return gateways > 0
 	})
 	return tok
 }

@@ -35,6 +35,7 @@ keybaton get
 keybaton import
 keybaton list
 keybaton login
+keybaton migrate
 keybaton recipe
 keybaton recipe check
 keybaton recipe list

@@ -30,7 +30,7 @@ func run() int {
 // command returns the program with all its verbs.
 func command(io cli.IO) *cobra.Command {
 	root := cli.Command(io)
-	root.AddCommand(serveCommand(), demoCommand(), recipeCommand())
+	root.AddCommand(serveCommand(), migrateCommand(), demoCommand(), recipeCommand())
 	return root
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/keybaton/keybaton/internal/app"
 	"github.com/keybaton/keybaton/internal/cli"
@@ -21,6 +22,7 @@ func serveCommand() *cobra.Command {
 	var verbose, jsonLog bool
 	var poll time.Duration
 	var readyFile string
+	var from app.StoreSource
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Start the server: store, engine, API and gateway",
@@ -31,9 +33,17 @@ configuration directory keeps the master key and the admin token, both readable
 by their owner only. Without the master key the store cannot be opened: keep a
 copy elsewhere.
 
+The store is a SQLite file, or a PostgreSQL database (15 or newer) that several
+servers share: give them one master key, and each a name and a data directory of
+its own. The URL of the database comes by $KEYBATON_STORE or --store-file, as the
+command line is read by everybody on the machine; --store takes one without a
+password. PGPASSWORD, PGPASSFILE and the other variables of libpq work. For a
+cluster that fails over name every host:
+postgres://user@host1,host2/keybaton?target_session_attrs=read-write
+
 Alerts are printed, and posted as JSON to each URL in KEYBATON_WEBHOOKS (separated
 by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
-		Example: "  keybaton serve\n  keybaton serve --data ./data --config ./config",
+		Example: "  keybaton serve\n  keybaton serve --data ./data --config ./config\n  KEYBATON_STORE=postgres://keybaton@db.internal/keybaton keybaton serve --name eu-1",
 		Args:    cli.Nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			level := slog.LevelInfo
@@ -50,6 +60,10 @@ by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 				set.Webhooks = append(set.Webhooks, secret.FromString(u))
 			}
 			set.WebhookSecret = secret.FromString(os.Getenv("KEYBATON_WEBHOOK_SECRET"))
+			var err error
+			if set.Store, err = readStore(from); err != nil {
+				return explained(err)
+			}
 			if err := forgetReady(readyFile); err != nil {
 				return explained(err)
 			}
@@ -69,6 +83,9 @@ by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 				say("  gateway  %s", g)
 			}
 			say("  data     %s", set.Data)
+			if !set.Store.IsZero() {
+				say("  store    PostgreSQL")
+			}
 			say("  token    %s", file)
 			if made && terminal(os.Stderr) {
 				if b, err := os.ReadFile(file); err == nil {
@@ -82,7 +99,8 @@ by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&set.Data, "data", env("KEYBATON_DATA", set.Data), "directory of the store ($KEYBATON_DATA)")
+	storeFlags(f, &set, &from)
+	f.StringVar(&set.Name, "name", env("KEYBATON_NAME", ""), "of this server among those on one store; default that of its host, with PostgreSQL ($KEYBATON_NAME)")
 	f.StringVar(&set.Config, "config", env("KEYBATON_CONFIG", set.Config), "directory of the master key and the admin token ($KEYBATON_CONFIG)")
 	f.StringVar(&set.MasterKey, "master-key", env("KEYBATON_MASTER_KEY", ""), "file of the master key; default master.key in --config ($KEYBATON_MASTER_KEY)")
 	f.StringVar(&set.API, "api", env("KEYBATON_API", set.API), "address of the API ($KEYBATON_API)")
@@ -95,6 +113,23 @@ by spaces), signed with KEYBATON_WEBHOOK_SECRET if that is set.`,
 	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
 	f.BoolVar(&jsonLog, "log-json", false, "log as JSON")
 	return cmd
+}
+
+// storeFlags are those of every verb that opens the store.
+func storeFlags(f *pflag.FlagSet, set *app.Settings, from *app.StoreSource) {
+	f.StringVar(&set.Data, "data", env("KEYBATON_DATA", set.Data), "directory of the SQLite store and the gateway's cache ($KEYBATON_DATA)")
+	f.StringVar(&from.Flag, "store", "", "sqlite, or the URL of a PostgreSQL database, without a password; default $KEYBATON_STORE, which may have one")
+	f.StringVar(&from.File, "store-file", env("KEYBATON_STORE_FILE", ""), "file with the URL of the store ($KEYBATON_STORE_FILE)")
+}
+
+// readStore returns the URL of the store. What the environment says is no
+// default of a flag: it would be printed by --help.
+func readStore(from app.StoreSource) (secret.Value, error) {
+	if from.Flag != "" && os.Getenv("KEYBATON_STORE_FILE") == from.File {
+		from.File = "" // a flag counts before the environment
+	}
+	from.Env = secret.FromString(os.Getenv("KEYBATON_STORE"))
+	return from.Read()
 }
 
 func env(name, def string) string {

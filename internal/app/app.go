@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -26,7 +24,6 @@ import (
 	"github.com/keybaton/keybaton/internal/server/consumer"
 	"github.com/keybaton/keybaton/internal/server/v1"
 	"github.com/keybaton/keybaton/internal/store"
-	"github.com/keybaton/keybaton/internal/store/sqlite"
 	"github.com/keybaton/keybaton/secret"
 )
 
@@ -43,6 +40,9 @@ type App struct {
 	core    *gateway.Core
 	link    *link.Link
 	handler http.Handler // of the API
+
+	name string // of this server among those on its store; "" when alone
+	id   string // of its data directory; "" when alone
 
 	api, gw   net.Listener
 	tokenFile string
@@ -61,6 +61,9 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 		return nil, err
 	}
 	a := &App{set: set, log: set.Log}
+	if a.name, err = set.serverName(); err != nil {
+		return nil, err
+	}
 	run, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	defer func() {
@@ -74,6 +77,9 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 	if err := a.openStore(ctx); err != nil {
 		return nil, err
 	}
+	if err := a.join(ctx, run); err != nil {
+		return nil, err
+	}
 	ring, err := a.openKeyring(ctx)
 	if err != nil {
 		return nil, err
@@ -82,14 +88,14 @@ func Start(ctx context.Context, set Settings) (_ *App, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.engine = engine.New(engine.Config{Store: a.store, Keyring: ring, Providers: drivers, Poll: set.Poll, Forgot: func(name string) { a.desk.Forgotten(name) }, Event: func(what string, id key.CredentialID, err error) {
+	a.engine = engine.New(engine.Config{Store: a.store, Keyring: ring, Providers: drivers, Poll: set.Poll, Lease: set.Lease, Forgot: func(name string) { a.desk.Forgotten(name) }, Event: func(what string, id key.CredentialID, err error) {
 		a.log.Warn("engine", "what", what, "credential", id.String(), "error", err)
 	}})
 	if err := a.engine.Refresh(ctx); err != nil {
 		return nil, fmt.Errorf("resolving the configuration: %w", err)
 	}
-	a.desk = handover.New(handover.Config{Store: a.store, Keyring: ring, Now: set.Now, Moved: a.engine.Moved})
-	if a.tokenFile, a.tokenMade, err = adminToken(ctx, a.store, set.Config); err != nil {
+	a.desk = handover.New(handover.Config{Store: a.store, Keyring: ring, Now: a.set.Now, Moved: a.engine.Moved})
+	if a.tokenFile, a.tokenMade, err = adminToken(ctx, a.store, set.Config, a.own(adminName)); err != nil {
 		return nil, err
 	}
 	if a.handler, err = a.routes(drivers); err != nil {
@@ -125,19 +131,6 @@ func giveBack(ctx context.Context) {
 }
 
 func (a *App) spawn(fn func()) { a.wg.Go(fn) }
-
-// openStore opens the store; an error says what to do.
-func (a *App) openStore(ctx context.Context) error {
-	if err := os.MkdirAll(a.set.Data, 0o700); err != nil {
-		return key.WithHint(fmt.Errorf("making the data directory: %w", err), "run as a user who may write it, or name another: --data DIR")
-	}
-	var err error
-	a.store, err = sqlite.Open(ctx, filepath.Join(a.set.Data, "keybaton.db"), sqlite.Options{Now: a.set.Now})
-	if err != nil {
-		return fmt.Errorf("opening the store: %w", err)
-	}
-	return nil
-}
 
 func (a *App) openKeyring(ctx context.Context) (*seal.Keyring, error) {
 	src := dataKeys{a.store}

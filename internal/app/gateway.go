@@ -24,7 +24,8 @@ func (a *App) startGateway(ctx, run context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := registerToken(ctx, a.store, access.Token{Name: gatewayName, Hash: hash, Role: access.RoleGateway, Kind: key.KindGateway,
+	name := a.own(gatewayName)
+	if err := registerToken(ctx, a.store, access.Token{Name: name, Hash: hash, Role: access.RoleGateway, Kind: key.KindGateway,
 		Grants: []access.Grant{{Environment: "*", Services: []string{"*"}}}, By: access.System.Name}); err != nil {
 		return fmt.Errorf("registering the gateway: %w", err)
 	}
@@ -36,7 +37,7 @@ func (a *App) startGateway(ctx, run context.Context) error {
 	_, _ = rand.Read(b)
 	boot := hex.EncodeToString(b)
 	a.link, err = link.New(link.Config{Server: "http://keybaton.local", Token: tok, Transport: link.HandlerTransport(a.handler),
-		CachePath: filepath.Join(a.set.Data, "gateway.cache"), CacheKey: cacheKey, Consumer: gatewayName, Boot: boot, Every: a.set.Report, Now: a.set.Now,
+		CachePath: filepath.Join(a.set.Data, "gateway.cache"), CacheKey: cacheKey, Consumer: name, Boot: boot, Every: a.set.Report, Now: a.set.clock,
 		Event: func(e link.Event) {
 			if e.Err != nil {
 				a.log.Warn("gateway line", "event", string(e.Kind), "revision", e.Revision.String(), "error", e.Err)
@@ -45,8 +46,8 @@ func (a *App) startGateway(ctx, run context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.core = gateway.New(gateway.Config{Consumer: gatewayName, Boot: boot, Booted: time.Now(), Now: a.set.Now, ProbeEvery: a.set.Probe})
-	h, err := nethttp.New(nethttp.Config{Core: a.core, Now: a.set.Now})
+	a.core = gateway.New(gateway.Config{Consumer: name, Boot: boot, Booted: time.Now(), Now: a.set.clock, ProbeEvery: a.set.Probe})
+	h, err := nethttp.New(nethttp.Config{Core: a.core, Now: a.set.clock})
 	if err != nil {
 		return err
 	}

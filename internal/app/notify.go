@@ -7,10 +7,11 @@ import (
 	"github.com/keybaton/keybaton/internal/notify"
 	"github.com/keybaton/keybaton/internal/notify/terminal"
 	"github.com/keybaton/keybaton/internal/notify/webhook"
+	"github.com/keybaton/keybaton/internal/store"
 )
 
-// newNotifier returns the notifier with the channels of the settings.
-func (a *App) newNotifier() (*notify.Notifier, error) {
+// newNotifier returns a notifier on st with the channels of the settings.
+func (a *App) newNotifier(st store.Store) (*notify.Notifier, error) {
 	channels := map[string]notify.Sender{}
 	if a.set.Alerts != nil {
 		channels["terminal"] = terminal.New(a.set.Alerts)
@@ -22,14 +23,18 @@ func (a *App) newNotifier() (*notify.Notifier, error) {
 		}
 		channels[fmt.Sprintf("webhook-%d", i+1)] = w
 	}
-	return notify.New(notify.Config{Store: a.store, Channels: channels, Now: a.set.Now, Every: a.set.Detect, Log: a.log})
+	return notify.New(notify.Config{Store: st, Channels: channels, Now: a.set.Now, Every: a.set.Detect, Log: a.log})
 }
 
 // startNotifier looks and sends until run ends.
 func (a *App) startNotifier(run context.Context) error {
-	n, err := a.newNotifier()
+	n, err := a.newNotifier(a.store)
 	if err != nil {
 		return err
+	}
+	if a.set.shared() {
+		a.spawn(func() { a.notifyInTurn(run) })
+		return nil
 	}
 	a.spawn(func() {
 		if err := n.Run(run); err != nil && run.Err() == nil {

@@ -27,11 +27,13 @@ const (
 // Settings say how a server runs; what it manages is in keybaton.yaml. The zero
 // value of a field means its default.
 type Settings struct {
-	Data      string // directory of the store and the gateway's cache
-	Config    string // directory of the master key and the admin token; never Data
-	MasterKey string // file; default master.key in Config
-	API       string // address of API and dashboard
-	Gateway   string // address of the gateway; "off" for none
+	Store     secret.Value // URL of a PostgreSQL database; empty: a SQLite file in Data. See [StoreSource]
+	Name      string       // of this server among those on one store; default that of its host, and none on SQLite
+	Data      string       // directory of the SQLite file and the gateway's cache; one server's alone
+	Config    string       // directory of the master key and the admin token; never Data
+	MasterKey string       // file; default master.key in Config
+	API       string       // address of API and dashboard
+	Gateway   string       // address of the gateway; "off" for none
 
 	CertFile, KeyFile string // TLS for both addresses
 	InsecureHTTP      bool   // plain HTTP off loopback
@@ -43,11 +45,14 @@ type Settings struct {
 
 	// For tests and the demo.
 	Now       func() time.Time
+	Lease     time.Duration     // of the work on one credential; default 30 s
 	Poll      time.Duration     // how often a gate is looked at again; default 1 s
 	Report    time.Duration     // between a gateway's reports; default 1 s
 	Probe     time.Duration     // least time between two of a gateway's probes of a version; default 1 s
 	Detect    time.Duration     // between two looks of the detector; default 1 s
 	Providers provider.Registry // more than the catalog's
+
+	clock func() time.Time // Now as it was given
 }
 
 // Defaults returns the settings of a server started by the present user: root
@@ -91,6 +96,7 @@ func (s Settings) complete() (Settings, error) {
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
+	s.clock = s.Now
 	if s.Now == nil {
 		s.Now = time.Now
 	}

@@ -34,7 +34,7 @@ func (d dataKeys) PutDataKey(ctx context.Context, name string, wrapped []byte) e
 }
 
 // adminName and gatewayName are the names of the tokens that a server makes
-// for itself.
+// for itself; where servers share a store, each adds its own name.
 const (
 	adminName   = "admin"
 	gatewayName = "gateway"
@@ -46,8 +46,10 @@ const minToken = 24
 const anotherToken = "mend the file, or remove it: the next start makes another token"
 
 // adminToken returns the path of the admin token's file, and makes the token
-// when there is none: whoever can read the file administers this server.
-func adminToken(ctx context.Context, st store.Store, dir string) (path string, made bool, err error) {
+// when there is none: whoever can read the file administers this server. On a
+// store that others share each server has its own, unless the file is a copy of
+// another's.
+func adminToken(ctx context.Context, st store.Store, dir, name string) (path string, made bool, err error) {
 	path = filepath.Join(dir, "admin.token")
 	v, err := client.ReadTokenFile(path)
 	switch {
@@ -62,7 +64,7 @@ func adminToken(ctx context.Context, st store.Store, dir string) (path string, m
 	default:
 		return path, false, key.WithHint(fmt.Errorf("reading the admin token: %w", err), anotherToken)
 	}
-	if err := registerToken(ctx, st, access.Token{Name: adminName, Hash: client.TokenHash(v), Role: access.RoleAdmin, By: access.System.Name}); err != nil {
+	if err := registerToken(ctx, st, access.Token{Name: name, Hash: client.TokenHash(v), Role: access.RoleAdmin, By: access.System.Name}); err != nil {
 		return path, false, fmt.Errorf("registering the admin token: %w", err)
 	}
 	if made {
@@ -78,7 +80,7 @@ func registerToken(ctx context.Context, st store.Store, t access.Token) error {
 	same := false
 	err := st.View(ctx, func(tx store.Tx) error {
 		have, err := tx.TokenByHash(t.Hash)
-		same = err == nil && have.Name == t.Name
+		same = err == nil && (have.Name == t.Name || have.Role == t.Role && t.Role == access.RoleAdmin)
 		if errors.Is(err, key.ErrNotFound) {
 			err = nil
 		}
