@@ -30,7 +30,7 @@ func classify(err error) sqlstore.Problem {
 		}
 		return sqlstore.Lost
 	case isConnecting:
-		if strings.Contains(connecting.Error(), "read only connection") { // the driver has no error of its own for it
+		if onlyStandbys(connecting) {
 			return sqlstore.Standby
 		}
 		return sqlstore.Away
@@ -42,9 +42,44 @@ func classify(err error) sqlstore.Problem {
 	return sqlstore.Unknown
 }
 
+// unreached is why no host of a database could be used, in one line. The
+// driver's text names user and database, too.
+type unreached struct{ err error }
+
+// Error returns what each host said.
+func (u unreached) Error() string { return strings.Join(tries(u.err), ", ") }
+
+// Unwrap returns the driver's error.
+func (u unreached) Unwrap() error { return u.err }
+
+// tries returns what the driver says of each host that it tried.
+func tries(err error) []string {
+	_, text, ok := strings.Cut(err.Error(), "`:")
+	if !ok {
+		text = err.Error()
+	}
+	var out []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+// onlyStandbys reports whether every host that was tried is a standby.
+func onlyStandbys(err error) bool {
+	for _, l := range tries(err) {
+		if !strings.Contains(l, "read only connection") { // the driver has no error of its own for it
+			return false
+		}
+	}
+	return true
+}
+
 func isNet(err error) bool {
 	var n net.Error
-	return errors.As(err, &n) && !errors.Is(err, context.DeadlineExceeded)
+	return errors.As(err, &n) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
 // isClosed reports whether the driver had closed the connection before.

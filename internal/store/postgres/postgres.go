@@ -22,6 +22,7 @@ package postgres
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net"
@@ -167,14 +168,27 @@ func connect(url string) (*connection, error) {
 		_, err := conn.PgConn().Exec(ctx, session).ReadAll()
 		return err
 	})
-	write := stdlib.OpenDB(*c, set)
+	to := connector{stdlib.GetConnector(*c, set)}
+	write := sql.OpenDB(to)
 	write.SetMaxOpenConns(1) // writes of one server wait for each other here, those of all at the lock
-	read := stdlib.OpenDB(*c, set)
+	read := sql.OpenDB(to)
 	read.SetMaxOpenConns(readers)
 	read.SetMaxIdleConns(readers)
 	d := dialect
 	d.Alone = func(ctx context.Context, fn func() error) error { return alone(ctx, read, fn) }
 	return &connection{c, sqlstore.Config{Write: write, Read: read, Dialect: d, Where: where(c)}}, nil
+}
+
+// connector is the driver's, with errors for people.
+type connector struct{ driver.Connector }
+
+// Connect implements [driver.Connector].
+func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, unreached{err}
+	}
+	return conn, nil
 }
 
 func (c *connection) close() { _, _ = c.sql.Read.Close(), c.sql.Write.Close() } // nothing was written
@@ -320,7 +334,7 @@ func (l *listener) listen(ctx context.Context) {
 func (l *listener) line(ctx context.Context, ready func()) error {
 	conn, err := pgx.ConnectConfig(ctx, l.config)
 	if err != nil {
-		return err
+		return unreached{err}
 	}
 	defer func() {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
