@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/keybaton/keybaton/internal/store/storetest/pgtest"
 )
 
 // TestMain runs the scripts, or is the program itself when a script calls it.
@@ -20,8 +22,14 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
 	}
-	testscript.Main(m, map[string]func(){"keybaton": program})
+	testscript.Main(suite{m}, map[string]func(){"keybaton": program})
 }
+
+// suite stops what the tests of this binary shared.
+type suite struct{ *testing.M }
+
+// Run runs the tests.
+func (s suite) Run() int { return pgtest.Main(s.M) }
 
 // program is the real program. Where the environment names a directory, it
 // keeps there what it printed, so that a script can look for keys in all of it
