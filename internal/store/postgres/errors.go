@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"io"
@@ -34,9 +33,9 @@ func classify(err error) sqlstore.Problem {
 			return sqlstore.Standby
 		}
 		return sqlstore.Away
-	case errors.Is(err, driver.ErrBadConn), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, pgconn.ErrConnClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNREFUSED),
-		errors.Is(err, syscall.ETIMEDOUT), isNet(err), isClosed(err):
+		errors.Is(err, syscall.ETIMEDOUT), isNet(err):
 		return sqlstore.Lost
 	}
 	return sqlstore.Unknown
@@ -82,11 +81,6 @@ func isNet(err error) bool {
 	return errors.As(err, &n) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
-// isClosed reports whether the driver had closed the connection before.
-func isClosed(err error) bool {
-	return strings.HasSuffix(err.Error(), "conn closed") // the driver has no error of its own for it
-}
-
 func classifyCode(code string) sqlstore.Problem {
 	switch code {
 	case "40001", "40P01": // serialization_failure, deadlock_detected
@@ -120,15 +114,15 @@ func classifyCode(code string) sqlstore.Problem {
 }
 
 // undone reports whether the error of a commit proves that nothing was
-// committed: the server refused it in words, or never got it. FATAL is no such
-// word: a server that is stopped while it waits for its standby has committed.
+// committed: the server refused it in words. FATAL is no such word: a server
+// that is stopped while it waits for its standby has committed.
+//
+// NOTE: pgconn.SafeToRetry proves nothing. When the answer to a query is lost,
+// the driver (v5.12) reports that the connection was closed before.
 func undone(err error) bool {
 	var e *pgconn.PgError
-	switch {
-	case errors.Is(err, pgx.ErrTxCommitRollback), errors.Is(err, sql.ErrTxDone), pgconn.SafeToRetry(err):
-		return true
-	case errors.As(err, &e):
+	if errors.As(err, &e) {
 		return e.SeverityUnlocalized == "ERROR"
 	}
-	return false
+	return errors.Is(err, pgx.ErrTxCommitRollback)
 }

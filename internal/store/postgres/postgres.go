@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -96,15 +97,15 @@ type Store struct {
 	stop func() // ends the listener
 }
 
-// Open opens the store in the database at url: postgres://… or the keywords of
+// Open opens the store in the database at address: postgres://… or the keywords of
 // libpq, completed from the environment as libpq does (PGHOST, PGPASSWORD,
 // PGPASSFILE, PGSERVICE …). It brings the schema up to date; of several servers
-// that start at once, one does that and the others wait. The password in url is
+// that start at once, one does that and the others wait. The password in address is
 // in no error, and kept by the driver alone. Errors say what to do next:
-// key.ErrInvalid for a url that is none, key.ErrNewer for a schema of a newer
+// key.ErrInvalid for an address that is none, key.ErrNewer for a schema of a newer
 // program, key.ErrUnavailable for what only the database can mend.
-func Open(ctx context.Context, url string, o Options) (*Store, error) {
-	c, err := connect(url)
+func Open(ctx context.Context, address string, o Options) (*Store, error) {
+	c, err := connect(address)
 	if err != nil {
 		return nil, err
 	}
@@ -127,9 +128,9 @@ func (s *Store) Close() error {
 	return s.Store.Close()
 }
 
-// ReadSchema says which schema the database at url has, without changing it.
-func ReadSchema(ctx context.Context, url string) (sqlstore.Schema, error) {
-	c, err := connect(url)
+// ReadSchema says which schema the database at address has, without changing it.
+func ReadSchema(ctx context.Context, address string) (sqlstore.Schema, error) {
+	c, err := connect(address)
 	if err != nil {
 		return sqlstore.Schema{}, err
 	}
@@ -146,11 +147,11 @@ type connection struct {
 	sql sqlstore.Config
 }
 
-// connect prepares the connections to the database at url; it makes none.
-func connect(url string) (*connection, error) {
-	c, err := pgx.ParseConfig(url)
-	if err != nil {
-		// The text of the error may hold parts of the url, and so a password.
+// connect prepares the connections to the database at address; it makes none.
+func connect(address string) (*connection, error) {
+	c, err := pgx.ParseConfig(address)
+	if err != nil || odd(address) {
+		// The text of the error may hold parts of the address, and so a password.
 		return nil, key.WithHint(fmt.Errorf("%w: the address of the PostgreSQL database cannot be read", key.ErrInvalid),
 			"write it like postgres://user@host:5432/database?sslmode=verify-full, with what is special in a password percent-encoded")
 	}
@@ -177,6 +178,13 @@ func connect(url string) (*connection, error) {
 	d := dialect
 	d.Alone = func(ctx context.Context, fn func() error) error { return alone(ctx, read, fn) }
 	return &connection{c, sqlstore.Config{Write: write, Read: read, Dialect: d, Where: where(c)}}, nil
+}
+
+// odd reports whether part of a password may have been taken for something else
+// that is then printed: what is before an @ is a user and a password.
+func odd(address string) bool {
+	u, err := url.Parse(address)
+	return err == nil && u.Scheme != "" && (strings.Contains(u.Path, "@") || strings.Contains(u.RawQuery, "@") || u.Fragment != "")
 }
 
 // connector is the driver's, with errors for people.

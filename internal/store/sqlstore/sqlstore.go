@@ -271,7 +271,7 @@ func (s *Store) begin(t *transaction) error {
 	}
 	if t.mode == inView { // a write may have waited for its turn
 		s.mu.Lock()
-		s.ahead = time.UnixMilli(n).Sub(before)
+		s.ahead = time.UnixMilli(n + 1).Sub(before) // n was rounded down
 		s.mu.Unlock()
 	}
 	return nil
