@@ -73,6 +73,7 @@ const (
 	CodeDenied      = "denied"       // 403
 	CodeNoToken     = "no_token"     // 401
 	CodeCrossOrigin = "cross_origin" // 403: a page of another origin asked
+	CodeUncertain   = "uncertain"    // 504: the answer of the database was lost; look whether it was done
 	CodeUnavailable = "unavailable"  // 503: try again; nothing was done
 	CodeNewer       = "newer"        // 503: the data were made by a newer version
 	CodeLocked      = "locked"       // 503: in use by another process

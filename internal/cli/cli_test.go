@@ -143,7 +143,7 @@ func TestExitCodes(t *testing.T) {
 	for code, x := range map[string]struct{ status, exit int }{
 		api.CodeInvalid: {422, cli.ExitUsage}, api.CodeNotFound: {404, cli.ExitNotFound}, api.CodeNoToken: {401, cli.ExitDenied},
 		api.CodeDenied: {403, cli.ExitDenied}, api.CodeExists: {409, cli.ExitConflict}, api.CodeConflict: {409, cli.ExitConflict},
-		api.CodeStale: {409, cli.ExitConflict}, api.CodeUnavailable: {503, cli.ExitFailed}, api.CodeFull: {507, cli.ExitFailed}, api.CodeInternal: {500, cli.ExitFailed},
+		api.CodeStale: {409, cli.ExitConflict}, api.CodeUnavailable: {503, cli.ExitFailed}, api.CodeUncertain: {504, cli.ExitFailed}, api.CodeFull: {507, cli.ExitFailed}, api.CodeInternal: {500, cli.ExitFailed},
 	} {
 		w := newWorld(t)
 		w.routes["GET /api/v1/status"] = problem(x.status, code, "this went wrong", "do that")

@@ -271,15 +271,9 @@ func living(f *facts) (n int) {
 // Refresh resolves every credential anew, after an upgrade may have changed the
 // recipes; only those that differ are written. It begins the work that is due.
 func (e *Engine) Refresh(ctx context.Context) error {
-	type row struct{ c key.Credential }
-	var changed []row
-	var due []key.CredentialID // those that a restore has put in doubt
-	err := e.cfg.Store.View(ctx, func(tx store.Tx) error {
-		changed, due = nil, nil
-		rev, err := tx.Revision()
-		if err != nil {
-			return err
-		}
+	var changed []key.Credential
+	read := func(tx store.Tx) error {
+		changed = nil
 		services, err := tx.Services()
 		if err != nil {
 			return err
@@ -293,9 +287,6 @@ func (e *Engine) Refresh(ctx context.Context) error {
 			return err
 		}
 		for _, c := range all {
-			if !c.Settled(rev.Epoch) {
-				due = append(due, c.ID)
-			}
 			call, err := e.resolve(byName[c.ID.Service], c)
 			if err != nil {
 				e.cfg.Event("resolving", c.ID, err)
@@ -303,31 +294,21 @@ func (e *Engine) Refresh(ctx context.Context) error {
 			}
 			if !reflect.DeepEqual(call, c.Call) {
 				c.Call = call
-				changed = append(changed, row{c})
+				changed = append(changed, c)
 			}
 		}
 		return nil
-	})
-	if err == nil && len(due) > 0 {
-		err = e.cfg.Store.Observe(ctx, func(tx store.Tx) error {
-			for _, id := range due {
-				if err := tx.Due(leaseKind, id.String(), tx.Now()); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
 	}
+	err := e.cfg.Store.View(ctx, read)
 	if err != nil || len(changed) == 0 {
 		return err
 	}
-	return e.cfg.Store.Update(ctx, audit.Entry{Actor: access.System.Name, Action: "configuration.resolved", Detail: map[string]string{"credentials": fmt.Sprint(len(changed))}}, func(tx store.Tx) error {
-		for _, r := range changed {
-			c, err := tx.Credential(r.c.ID)
-			if err != nil {
-				return err
-			}
-			c.Call = r.c.Call
+	why := audit.Entry{Actor: access.System.Name, Action: "configuration.resolved", Detail: map[string]string{"credentials": fmt.Sprint(len(changed))}}
+	return e.cfg.Store.Update(ctx, why, func(tx store.Tx) error {
+		if err := read(tx); err != nil { // anew: another server may have applied a file meanwhile
+			return err
+		}
+		for _, c := range changed {
 			if err := tx.PutCredential(c); err != nil {
 				return err
 			}

@@ -331,7 +331,7 @@ func TestErrorsBecomeProblems(t *testing.T) {
 		{key.ErrInvalid, 422, api.CodeInvalid}, {key.ErrNotFound, 404, api.CodeNotFound}, {key.ErrExists, 409, api.CodeExists},
 		{key.ErrConflict, 409, api.CodeConflict}, {key.ErrStale, 409, api.CodeStale}, {key.ErrDenied, 403, api.CodeDenied},
 		{key.ErrNoToken, 401, api.CodeNoToken}, {key.ErrFenced, 503, api.CodeUnavailable}, {key.ErrNewer, 503, api.CodeNewer},
-		{key.ErrLocked, 503, api.CodeLocked}, {key.ErrUnavailable, 503, api.CodeUnavailable}, {key.ErrFull, 507, api.CodeFull},
+		{key.ErrLocked, 503, api.CodeLocked}, {key.ErrUnavailable, 503, api.CodeUnavailable}, {key.ErrUncertain, 504, api.CodeUncertain}, {key.ErrFull, 507, api.CodeFull},
 	} {
 		h.engine.err = fmt.Errorf("pausing: %w", key.WithHint(fmt.Errorf("%w: because", x.err), "do this"))
 		_, err := c.Pause(t.Context(), client.Credential(billingDev))
