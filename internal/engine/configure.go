@@ -272,8 +272,13 @@ func living(f *facts) (n int) {
 // recipes; only those that differ are written. It begins the work that is due.
 func (e *Engine) Refresh(ctx context.Context) error {
 	var changed []key.Credential
+	var due []key.CredentialID // those that a restore has put in doubt
 	read := func(tx store.Tx) error {
-		changed = nil
+		changed, due = nil, nil
+		rev, err := tx.Revision()
+		if err != nil {
+			return err
+		}
 		services, err := tx.Services()
 		if err != nil {
 			return err
@@ -287,6 +292,9 @@ func (e *Engine) Refresh(ctx context.Context) error {
 			return err
 		}
 		for _, c := range all {
+			if !c.Settled(rev.Epoch) {
+				due = append(due, c.ID)
+			}
 			call, err := e.resolve(byName[c.ID.Service], c)
 			if err != nil {
 				e.cfg.Event("resolving", c.ID, err)
@@ -300,6 +308,16 @@ func (e *Engine) Refresh(ctx context.Context) error {
 		return nil
 	}
 	err := e.cfg.Store.View(ctx, read)
+	if err == nil && len(due) > 0 {
+		err = e.cfg.Store.Observe(ctx, func(tx store.Tx) error {
+			for _, id := range due {
+				if err := tx.Due(leaseKind, id.String(), tx.Now()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
 	if err != nil || len(changed) == 0 {
 		return err
 	}
