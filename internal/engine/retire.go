@@ -46,21 +46,11 @@ func (p *pass) mayTouch(tx store.Tx, r rotation.Retirement, _ *key.Version) erro
 	if err != nil {
 		return err
 	}
-	n := r.Version.Number
-	if c.Slots.Has(n) {
-		return fmt.Errorf("%w: %s is in a slot", key.ErrConflict, n)
-	}
 	open, err := tx.OpenRotation(p.id)
-	if isNotFound(err) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !isNotFound(err) {
 		return err
 	}
-	if open.Back != "" && open.From == n {
-		return fmt.Errorf("%w: %s is being rolled back to", key.ErrConflict, n)
-	}
-	return nil
+	return rotation.MayTouch(r.Version.Number, c.Slots, open)
 }
 
 // commitRetire applies e to the retirement and gives the version the same

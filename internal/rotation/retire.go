@@ -83,6 +83,20 @@ func outlived(f Facts, now time.Time, n key.Number, do Act, why string) (Action,
 	return closed(Gate{Reason: fmt.Sprintf("the survivor %s answers %s, so %s is kept", s, p.Text, n), Again: now.Add(max(f.Can.Spacing, 2*time.Second))})
 }
 
+// MayTouch refuses, with key.ErrConflict, to begin to disable or revoke n while
+// a slot, or the rollback of the open rotation, still needs it. It is asked in
+// the transaction that commits to it: what [NextRetire] saw may have changed.
+// open is zero when no rotation is open.
+func MayTouch(n key.Number, slots key.Slots, open Rotation) error {
+	if slots.Has(n) {
+		return fmt.Errorf("%w: %s is in a slot", key.ErrConflict, n)
+	}
+	if open.Back != "" && open.From == n {
+		return fmt.Errorf("%w: %s is being rolled back to", key.ErrConflict, n)
+	}
+	return nil
+}
+
 func retired(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	n := r.Version.Number
 	v := f.Versions[n]
