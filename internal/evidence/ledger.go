@@ -137,6 +137,22 @@ func (b Boot) Quiet(v key.VersionID, at key.Revision, began time.Duration) time.
 	return max(0, b.Elapsed-from)
 }
 
+// Covers reports whether a says something about a credential as it is now: that
+// what its slots do not serve now is not in use. The credential was last changed
+// at changed, in a store that is at now; handed says whether the consumer is
+// handed it at all.
+func (a Ack) Covers(handed bool, changed, now key.Revision) bool {
+	switch {
+	case a.Revision.Epoch != now.Epoch:
+		return false // before a restore: what was handed out then is not known now
+	case handed:
+		return a.Revision.Compare(changed) >= 0 // else a later frame may hand it out again
+	}
+	// It is not handed out any more, but since which revision is not known: only
+	// the newest surely comes after.
+	return a.Revision.Reached(now)
+}
+
 // Released reports whether the acknowledgement a lets go of the hold h, given
 // served, the versions that the frame of a.Revision hands to this consumer. A
 // hold handed out after that revision is not let go.

@@ -397,23 +397,15 @@ func (r *releasing) credential(id key.CredentialID) (key.Credential, bool, error
 
 // lets reports whether h, of the credential c as it is now, is let go of.
 func (r *releasing) lets(h evidence.Hold, c key.Credential, found bool) bool {
-	if r.ack.Revision.Epoch != r.now.Epoch {
-		return false // before a restore: what was handed out then is not known now
-	}
-	switch {
-	case found && !c.Settled(r.now.Epoch):
+	if found && !c.Settled(r.now.Epoch) {
 		return false // it keeps what it has
-	case found && granted(r.by.Grants, c.ID):
-		if r.ack.Revision.Compare(c.Revision) < 0 {
-			return false // a later frame may hand it out again
-		}
-	case !r.ack.Revision.Reached(r.now):
-		// It is not handed out any more, but since which revision is not known:
-		// only the newest surely comes after.
+	}
+	handed := found && granted(r.by.Grants, c.ID)
+	if !r.ack.Covers(handed, c.Revision, r.now) {
 		return false
 	}
 	return h.Released(r.ack, func(v key.VersionID) bool {
-		return found && granted(r.by.Grants, c.ID) && slices.Contains(c.Slots.Served(), v.Number)
+		return handed && slices.Contains(c.Slots.Served(), v.Number)
 	})
 }
 
