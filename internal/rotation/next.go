@@ -482,13 +482,15 @@ func soaking(r Rotation, f Facts, now time.Time) (Action, Gate) {
 	return act(DoSoaked, r.To, fmt.Sprintf("%s answered ok with %s, none refused that %s would have served", what, r.To, r.From))
 }
 
-// quieting waits until old, in the fallback slot, is unused; then it leaves.
+// quieting waits until old, in the fallback slot, is unused; then it leaves, if
+// the primary that is left alone was just seen to work: somebody else may have
+// ended it meanwhile, and consumers that ask nothing do not notice.
 func quieting(r Rotation, f Facts, old key.Number, now time.Time) (Action, Gate) {
 	if f.Slots.Fallback != old {
 		return act(DoEmpty, old, "it is in no slot")
 	}
 	if r.Kind == Emergency {
-		return act(DoEmpty, old, "emergency: no quiet window")
+		return outlived(f, now, old, DoEmpty, "emergency: no quiet window")
 	}
 	if end := f.Versions[old].Expires; f.Can.Roll && !end.IsZero() && !now.Before(end) {
 		return act(DoEmpty, old, old.String()+" has ended by itself")
@@ -511,23 +513,7 @@ func quieting(r Rotation, f Facts, old key.Number, now time.Time) (Action, Gate)
 	if len(missing) > 0 {
 		return closed(Gate{Reason: fmt.Sprintf("%s must be unused for %s", old, quiet), Missing: missing})
 	}
-	return spared(f, now, old, fmt.Sprintf("%s unused for %s at every consumer that holds it (%d)", old, quiet, n))
-}
-
-// spared empties the fallback slot of old, if the primary was just seen to work:
-// consumers do not lose a key that they may need.
-func spared(f Facts, now time.Time, old key.Number, why string) (Action, Gate) {
-	if !f.Can.Probe {
-		return act(DoEmpty, old, why)
-	}
-	p, ok := f.fresh(f.Slots.Primary, now)
-	switch {
-	case !ok:
-		return act(DoProbe, f.Slots.Primary, "the primary is probed before "+old.String()+" leaves its slot")
-	case p.Outcome == evidence.OK || p.Outcome == evidence.Perm || p.Outcome == evidence.Rate:
-		return act(DoEmpty, old, why)
-	}
-	return closed(Gate{Reason: fmt.Sprintf("the primary %s answers %s, so %s stays the fallback", f.Slots.Primary, p.Text, old), Again: now.Add(max(f.Can.Spacing, 2*time.Second))})
+	return outlived(f, now, old, DoEmpty, fmt.Sprintf("%s unused for %s at every consumer that holds it (%d)", old, quiet, n))
 }
 
 func retiring(r Rotation, f Facts) (Action, Gate) {

@@ -157,6 +157,33 @@ func TestNothingIsRolledBackToADeadKey(t *testing.T) {
 	}
 }
 
+// Somebody else ends the new primary while its gateways are idle: nobody sees
+// it refused, the old key counts as unused, and is all that works.
+func TestAFallbackIsNotEmptiedBesideADeadPrimary(t *testing.T) {
+	for _, r := range []rotation.Rotation{
+		{State: rotation.Quieting, Kind: rotation.Manual, From: 1, To: 2},
+		{State: rotation.Quieting, Kind: rotation.Emergency, From: 1, To: 2},
+		{State: rotation.Undoing, Kind: rotation.Manual, From: 2, To: 1, Back: "asked"},
+	} {
+		w := newWorld(abilities(), 0)
+		w.slots = key.Slots{Primary: 2, Fallback: 1}
+		r.Credential, r.Machine = cred, rotation.Machine
+		if a, _ := rotation.Next(r, w.facts(), w.now); a.Do != rotation.DoProbe || a.Version != 2 {
+			t.Errorf("%s, not probed: got %s %s, want the primary to be probed", r.State, a.Do, a.Version)
+		}
+		w.vendor[1], w.vendor[2] = vendorKey{valid: true}, vendorKey{}
+		w.probed(2)
+		if a, g := rotation.Next(r, w.facts(), w.now); a.Do != rotation.Wait || !strings.Contains(g.Reason, "survivor v2") || g.Again.IsZero() {
+			t.Errorf("%s, dead: got %s and gate %+v, want it to wait", r.State, a.Do, g)
+		}
+		w.vendor[2] = vendorKey{valid: true}
+		w.probed(2)
+		if a, _ := rotation.Next(r, w.facts(), w.now); a.Do != rotation.DoEmpty || a.Version != 1 {
+			t.Errorf("%s, alive: got %s %s, want v1 to leave its slot", r.State, a.Do, a.Version)
+		}
+	}
+}
+
 func TestEventsThatCannotFollowAreRefused(t *testing.T) {
 	w := newWorld(abilities(), 0)
 	w.begin(rotation.Manual)
