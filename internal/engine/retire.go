@@ -19,6 +19,9 @@ import (
 func (p *pass) retire(ctx context.Context, f *facts, r rotation.Retirement, a rotation.Action) error {
 	switch a.Do {
 	case rotation.DoProbe:
+		if a.Version == r.Version.Number && r.Anew(f.rules.Probes[a.Version]) {
+			p.remember(p.id, a.Version, rotation.Probe{})
+		}
 		_, err := p.probe(ctx, f, a.Version)
 		return err
 	case rotation.DoDisabling:

@@ -342,6 +342,14 @@ func proof(r Retirement, f Facts, now time.Time) (Action, Gate) {
 	return act(DoProbe, n, fmt.Sprintf("answered invalid %d of %d times", dead, need))
 }
 
+// Anew reports whether the next probe of r's version begins a run of its own: p,
+// what this server remembers of it, began before the present state of r, or
+// before the vendor said that it revoked, which may be another server's doing.
+// Nothing that was seen then proves an end, nor may it hide the answers since.
+func (r Retirement) Anew(p Probe) bool {
+	return p.First.Before(r.Entered) || p.First.Before(r.Called)
+}
+
 // dead returns how many probes of n in a row were refused, all since from.
 func (f Facts) dead(n key.Number, from time.Time) int {
 	p := f.Probes[n]

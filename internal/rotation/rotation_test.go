@@ -184,6 +184,32 @@ func TestAFallbackIsNotEmptiedBesideADeadPrimary(t *testing.T) {
 	}
 }
 
+// One server saw a key refused, another one revoked it.
+func TestProbesFromBeforeARevocationProveNothing(t *testing.T) {
+	w := newWorld(abilities(), 0)
+	w.versions[2] = key.Version{ID: vid(2), State: key.StateRevoking, VendorID: "2", Fingerprint: "2"}
+	w.probed(2)
+	w.now = w.now.Add(time.Minute)
+	r := rotation.Retirement{Version: vid(2), State: key.StateRevoking, Entered: w.now, Called: w.now}
+	w.now = w.now.Add(time.Minute)
+	for i := range w.can.DeadOK {
+		a, _ := rotation.NextRetire(r, w.facts(), w.now)
+		if a.Do != rotation.DoProbe {
+			t.Fatalf("after %d probes: got %s, want another", i, a.Do)
+		}
+		if anew := r.Anew(w.probes[2]); anew != (i == 0) {
+			t.Errorf("after %d probes: a new run %v", i, anew)
+		} else if anew {
+			delete(w.probes, 2)
+		}
+		w.probed(2)
+		w.now = w.now.Add(w.can.Spacing)
+	}
+	if a, _ := rotation.NextRetire(r, w.facts(), w.now); a.Do != rotation.DoConfirm {
+		t.Errorf("got %s, want the end to be confirmed", a.Do)
+	}
+}
+
 func TestEventsThatCannotFollowAreRefused(t *testing.T) {
 	w := newWorld(abilities(), 0)
 	w.begin(rotation.Manual)

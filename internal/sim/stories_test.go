@@ -102,6 +102,31 @@ func TestAnOutageProvesNothing(t *testing.T) {
 	}
 }
 
+// A server that saw the new key refused before another server revoked it goes
+// on where that one stopped. What it saw then neither proves the end nor hides
+// the refusals since.
+func TestWhatWasSeenBeforeDoesNotHideAnEnd(t *testing.T) {
+	w := newWorld(t, &plan{}, vendortest.Config{}, 1)
+	w.setUp()
+	w.vendor.SetCreateDelay(time.Hour) // the new key is never accepted
+	first, other := w.engine, w.config
+	other.Owner = "another"
+	w.rotate(engine.RotateOptions{})
+	w.until(100, "proving", openIn(rotation.Proving))
+	w.goOn(2, 200*time.Millisecond)
+	w.engine = engine.New(other)
+	w.until(400, "revoked by the other server", func(tx store.Tx) bool {
+		r, err := tx.Retirement(key.VersionID{Credential: cred, Number: 2})
+		return err == nil && r.State == key.StateRevoking && !r.Called.IsZero()
+	})
+	w.engine = first
+	w.settle(600)
+	if s := w.state(2); s != key.StateRevoked {
+		t.Errorf("v2 is %s, want it proven dead", s)
+	}
+	w.finish()
+}
+
 func TestARotationThatWasTakenBackDoesNotBeginAgainAtOnce(t *testing.T) {
 	w := newWorld(t, &plan{}, vendortest.Config{}, 1)
 	w.policy.Every, w.policy.Jitter = time.Hour, time.Nanosecond

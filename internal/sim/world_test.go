@@ -159,6 +159,7 @@ type world struct {
 	shape  string // the recipe: "simulated", or one of testdata
 
 	store   store.Store
+	config  engine.Config
 	engine  *engine.Engine
 	desk    *handover.Desk
 	process int
@@ -223,12 +224,13 @@ func (w *world) start() {
 		drivers[name] = r
 	}
 	w.process++
-	w.engine = engine.New(engine.Config{Store: mortal{st, w.plan}, Keyring: ring, Providers: drivers, Owner: fmt.Sprintf("process-%d", w.process), Lease: 10 * time.Second,
+	w.config = engine.Config{Store: mortal{st, w.plan}, Keyring: ring, Providers: drivers, Owner: fmt.Sprintf("process-%d", w.process), Lease: 10 * time.Second,
 		Poll: 100 * time.Millisecond, Transport: wire{direct{w.vendor}, w.plan}, Event: func(what string, id key.CredentialID, err error) {
 			if !errors.Is(err, key.ErrConflict) {
 				w.t.Logf("%s %s: %v", what, id, err)
 			}
-		}})
+		}}
+	w.engine = engine.New(w.config)
 	w.desk = handover.New(handover.Config{Store: st, Keyring: ring, Now: w.now})
 }
 
