@@ -123,11 +123,17 @@ func (b Boot) Acknowledge(a Ack, at time.Time) Boot {
 	return b
 }
 
+// passed reports whether b has acknowledged at or something after it. What was
+// changed before a restore is part of the store that a later epoch began with,
+// so an acknowledgement of that epoch covers it; one of an earlier epoch covers
+// nothing of a later one.
+func (b Boot) passed(at key.Revision) bool { return b.Acked.Compare(at) >= 0 }
+
 // Quiet returns for how long b has not used v: contiguous reports, on the
 // sender's clock, none of it before began, which is after its acknowledgement
 // of at. Zero when it has not acknowledged at.
 func (b Boot) Quiet(v key.VersionID, at key.Revision, began time.Duration) time.Duration {
-	if !b.Acked.Reached(at) {
+	if !b.passed(at) {
 		return 0
 	}
 	from := max(b.Contiguous, began)
@@ -232,7 +238,7 @@ func (l Ledger) Followers(vs []key.VersionID, at key.Revision, now time.Time) []
 			s.Acked, s.Seen = b.Acked, b.Seen
 		}
 		switch {
-		case known && b.Acked.Reached(at):
+		case known && b.passed(at):
 			s.Place = Moved
 		case !known || now.Sub(b.Seen) > SilentAfter:
 			s.Place, s.Why = Silent, "has not been heard from"

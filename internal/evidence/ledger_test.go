@@ -189,3 +189,28 @@ func TestSilenceIsNotEvidence(t *testing.T) {
 		t.Errorf("a version that nobody holds: got %v", got)
 	}
 }
+
+// A restore begins an epoch while a rotation is open. What it waits for was
+// changed before; who acknowledges the new epoch has that too.
+func TestAcknowledgementsAcrossARestore(t *testing.T) {
+	v, before, after := vid(1), rev(5), key.Revision{Epoch: 2, Number: 6}
+	l := evidence.Ledger{Holds: []evidence.Hold{{Consumer: "gw", Kind: key.KindGateway, Boot: "b", Version: v, Revision: rev(1)}}}
+	for _, c := range []struct {
+		acked, at key.Revision
+		want      evidence.Place
+	}{
+		{rev(4), before, evidence.Holds},
+		{rev(5), before, evidence.Moved},
+		{after, before, evidence.Moved},
+		{rev(9), after, evidence.Holds},
+		{after, after, evidence.Moved},
+	} {
+		l.Boots = []evidence.Boot{{Consumer: "gw", Kind: key.KindGateway, Boot: "b", Acked: c.acked, Seen: day, Elapsed: time.Hour}}
+		if got := l.Followers([]key.VersionID{v}, c.at, day); len(got) != 1 || got[0].Place != c.want {
+			t.Errorf("acknowledged %s, asked of %s: got %+v, want %s", c.acked, c.at, got, c.want)
+		}
+		if quiet := l.Boots[0].Quiet(v, c.at, 0) > 0; quiet != (c.want == evidence.Moved) {
+			t.Errorf("acknowledged %s, asked of %s: quiet %v", c.acked, c.at, quiet)
+		}
+	}
+}
