@@ -51,7 +51,7 @@ func packed(r key.Revision) rev {
 func (m *model) rotation(s *memory) rotation.Rotation {
 	t := s.rot
 	r := rotation.Rotation{ID: fmt.Sprint(t.gen), Credential: cred, Machine: rotation.Machine, Kind: rotKinds[t.kind], State: rotStates[t.state],
-		From: key.Number(t.from), To: key.Number(t.to), Leaked: key.Number(t.leaked), Revision: revision(t.rev), Full: t.full,
+		From: key.Number(t.from), To: key.Number(t.to), Leaked: key.Number(t.leaked), Bridge: key.Number(t.bridge), Revision: revision(t.rev), Full: t.full,
 		Started: ago(t.started), Entered: ago(t.entered), Paused: t.paused}
 	if t.attempted {
 		r.Attempt = 1
@@ -98,7 +98,7 @@ func (m *model) is(f int) bool { return m.cfg.Clients > 0 && f >= followers-m.cf
 func (m *memory) keep(r rotation.Rotation, began bool) {
 	t := &m.rot
 	t.kind, t.state = uint8(slices.Index(rotKinds, r.Kind)), uint8(slices.Index(rotStates, r.State))
-	t.from, t.to, t.leaked, t.rev, t.full, t.paused = num(r.From), num(r.To), num(r.Leaked), packed(r.Revision), r.Full, r.Paused
+	t.from, t.to, t.leaked, t.bridge, t.rev, t.full, t.paused = num(r.From), num(r.To), num(r.Leaked), num(r.Bridge), packed(r.Revision), r.Full, r.Paused
 	t.back, t.approved, t.resume = r.Back != "", r.Approved[r.State.Step()] != "", 0
 	t.attempted = r.Attempt > 0 && r.State == rotation.Issuing
 	if r.Resume != "" {

@@ -92,7 +92,7 @@ const (
 //   - A late create at a vendor that cannot list: a person was asked to look.
 //   - Unknown copies, of which nothing can be seen; hard roll and vendors with
 //     no key API, where people do the steps; reconciliation after a restore of
-//     older data, which no program here does yet (a new epoch is modelled).
+//     older data: a new epoch is modelled, as one that is settled at once.
 //   - That all parts of a key travel as one, the audit chain, plaintext, and the
 //     number of the state machine: no state of the model could show them.
 func TestEachRuleIsNeeded(t *testing.T) {

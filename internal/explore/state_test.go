@@ -79,7 +79,7 @@ type rot struct {
 	open                         bool
 	gen                          uint8 // which rotation it is
 	kind, state, resume          uint8 // indices
-	from, to, leaked             num
+	from, to, leaked, bridge     num
 	attempted                    bool
 	rev                          rev
 	full, paused, back, approved bool
