@@ -266,7 +266,8 @@ func TestAcknowledgementLetsGo(t *testing.T) {
 }
 
 // After a restore nothing that was acknowledged before counts: what the store
-// says of that time may not be what was handed out then.
+// says of that time may not be what was handed out then. Nothing is handed out
+// or let go of either, until store and vendor agree.
 func TestAcknowledgementOfAnotherEpochLetsNothingGo(t *testing.T) {
 	h := newHouse(t)
 	id := cred("a", "prod")
@@ -280,8 +281,29 @@ func TestAcknowledgementOfAnotherEpochLetsNothingGo(t *testing.T) {
 		t.Fatalf("held: %v", got)
 	}
 	g := h.frame(gw, "b", f.Revision)
-	if !g.Full || g.Revision.Epoch <= rev.Epoch {
-		t.Fatalf("frame %v, full %v", g.Revision, g.Full)
+	if !g.Full || g.Revision.Epoch <= rev.Epoch || len(g.Credentials) != 0 || !slices.Equal(g.Kept, []key.CredentialID{id}) {
+		t.Fatalf("frame %v, full %v, kept %v, %d credentials", g.Revision, g.Full, g.Kept, len(g.Credentials))
+	}
+	if kept := f.Apply(g); len(kept.Credentials) != 1 || kept.Revision != g.Revision {
+		t.Fatalf("the gateway has %d credentials at %s, want what it had", len(kept.Credentials), kept.Revision)
+	}
+	h.ack(gw, evidence.Ack{Boot: "b", Revision: g.Revision})
+	if got := h.held("gw", "b"); !slices.Equal(got, []string{"a/prod@v1"}) {
+		t.Fatalf("held: %v", got)
+	}
+	h.update(func(tx store.Tx) error {
+		c, err := tx.Credential(id)
+		if err != nil {
+			return err
+		}
+		c.Epoch = g.Revision.Epoch
+		if _, err := tx.Touch(id); err != nil {
+			return err
+		}
+		return tx.PutCredential(c)
+	})
+	if g = h.frame(gw, "b", g.Revision); len(g.Credentials) != 1 || len(g.Kept) != 0 {
+		t.Fatalf("settled: %d credentials, kept %v", len(g.Credentials), g.Kept)
 	}
 	h.ack(gw, evidence.Ack{Boot: "b", Revision: g.Revision})
 	if got := h.held("gw", "b"); !slices.Equal(got, []string{"a/prod@v2"}) {

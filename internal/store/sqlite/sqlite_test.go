@@ -178,8 +178,11 @@ func TestNewEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	want := key.Revision{Epoch: before.Revision.Epoch + 1, Number: before.Revision.Number + 1}
+	want := key.Revision{Epoch: s.Revision().Epoch, Number: before.Revision.Number + 1}
 	same(t, "revision", s.Revision(), want)
+	if want.Epoch < time.Now().Unix()-3600 {
+		t.Errorf("the epoch is %d, want the time: a backup that is restored again must not begin it again", want.Epoch)
+	}
 	after := read(t, s)
 	same(t, "revision in a view", after.Revision, want)
 	same(t, "entries", len(after.Entries), len(before.Entries)+1)

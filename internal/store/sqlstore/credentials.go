@@ -45,9 +45,10 @@ func (t *transaction) TouchAll() (key.Revision, error) {
 // made are in use somewhere, and no number is used twice.
 const lostNumbers = 1000
 
-// newEpoch begins the next epoch.
+// newEpoch begins the next epoch: the Unix time in seconds, as a backup that is
+// restored twice must not begin the same epoch twice, or one more than the last.
 func (t *transaction) newEpoch() error {
-	if _, err := t.exec(`UPDATE meta SET epoch = epoch + 1 WHERE id = 0`); err != nil {
+	if _, err := t.exec(`UPDATE meta SET epoch = CASE WHEN epoch < $1 THEN $1 ELSE epoch + 1 END WHERE id = 0`, t.now.Unix()); err != nil {
 		return wrap(err, "beginning an epoch")
 	}
 	for _, table := range []string{"credential", "spent"} {
