@@ -10,6 +10,7 @@ import (
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/rotation"
 	"github.com/keybaton/keybaton/internal/store"
+	"github.com/keybaton/keybaton/internal/store/storetest/pgtest"
 	"github.com/keybaton/keybaton/vendortest"
 )
 
@@ -25,7 +26,7 @@ func TestTheProcessDiesAtEveryEffect(t *testing.T) {
 			t.Parallel()
 			for k := 0; ; k += stride {
 				p := &plan{at: k, after: after}
-				ok := t.Run(fmt.Sprintf("effect %d", k), func(t *testing.T) { rotateOnce(t, p) })
+				ok := t.Run(fmt.Sprintf("effect %d", k), func(t *testing.T) { rotateOnce(t, "", p) })
 				if !ok || p.fired == "" {
 					if k < 20 {
 						t.Errorf("only %d effects were found", k)
@@ -37,8 +38,25 @@ func TestTheProcessDiesAtEveryEffect(t *testing.T) {
 	}
 }
 
-func rotateOnce(t *testing.T, p *plan) {
-	w := newWorld(t, p, vendortest.Config{PageSize: 2}, 1)
+// TestTheProcessDiesOnPostgreSQL does the same at every few effects, with the
+// store in PostgreSQL.
+func TestTheProcessDiesOnPostgreSQL(t *testing.T) {
+	for _, after := range []bool{false, true} {
+		t.Run(map[bool]string{false: "before", true: "after"}[after], func(t *testing.T) {
+			t.Parallel()
+			for k := 0; ; k += 7 * stride {
+				p := &plan{at: k, after: after}
+				ok := t.Run(fmt.Sprintf("effect %d", k), func(t *testing.T) { rotateOnce(t, pgtest.Database(t), p) })
+				if !ok || p.fired == "" {
+					return
+				}
+			}
+		})
+	}
+}
+
+func rotateOnce(t *testing.T, database string, p *plan) {
+	w := newWorldAt(t, database, p, vendortest.Config{PageSize: 2}, 1)
 	w.policy.Spare = true
 	w.setUp()
 	p.armed = true

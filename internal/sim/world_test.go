@@ -29,10 +29,15 @@ import (
 	"github.com/keybaton/keybaton/internal/rotation"
 	"github.com/keybaton/keybaton/internal/seal"
 	"github.com/keybaton/keybaton/internal/store"
+	"github.com/keybaton/keybaton/internal/store/postgres"
 	"github.com/keybaton/keybaton/internal/store/sqlite"
+	"github.com/keybaton/keybaton/internal/store/storetest/pgtest"
 	"github.com/keybaton/keybaton/secret"
 	"github.com/keybaton/keybaton/vendortest"
 )
+
+// TestMain ends the PostgreSQL that tests have started.
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 var (
 	cred    = key.CredentialID{Service: "billing-api", Environment: "prod"}
@@ -45,13 +50,14 @@ type died struct{ effect string }
 
 // plan says at which effect the process dies, and on which side of it.
 type plan struct {
-	mu    sync.Mutex
-	armed bool
-	at    int
-	after bool
-	lost  bool // nothing dies: the answer to the call at this effect is lost instead
-	n     int
-	fired string
+	mu      sync.Mutex
+	armed   bool
+	at      int
+	after   bool
+	between func() // what others do before an effect; nil: nothing
+	lost    bool   // nothing dies: the answer to the call at this effect is lost instead
+	n       int
+	fired   string
 }
 
 // lose counts one call to the vendor, and reports whether its answer is lost.
@@ -72,6 +78,13 @@ func (p *plan) lose(name string) bool {
 // effect counts one effect around fn and dies where the plan says.
 func (p *plan) effect(name string, fn func() error) error {
 	p.mu.Lock()
+	if do := p.between; do != nil {
+		p.between = nil // others are not interrupted by others
+		p.mu.Unlock()
+		do()
+		p.mu.Lock()
+		p.between = do
+	}
 	hit := false
 	if p.armed && p.fired == "" && !p.lost {
 		hit = p.n == p.at
@@ -158,20 +171,28 @@ type world struct {
 	policy rotation.Policy
 	shape  string // the recipe: "simulated", or one of testdata
 
-	store   store.Store
-	config  engine.Config
-	engine  *engine.Engine
-	desk    *handover.Desk
-	process int
-	gates   []*gateway
-	epoch   bool  // the store was restored: begin the next epoch
-	outage  bool  // requests may fail: the vendor has one key and replaces it at once
-	asked   int64 // requests of callers
-	failed  int64
+	store    store.Store
+	config   engine.Config
+	engine   *engine.Engine
+	other    *engine.Engine
+	desk     *handover.Desk
+	process  int
+	gates    []*gateway
+	database string // URL of PostgreSQL; "": a file
+	epoch    bool   // the store was restored: begin the next epoch
+	outage   bool   // requests may fail: the vendor has one key and replaces it at once
+	asked    int64  // requests of callers
+	failed   int64
 }
 
 func newWorld(t *testing.T, p *plan, c vendortest.Config, gateways int) *world {
-	w := &world{t: t, shape: "simulated", dir: memoryDir(t), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), plan: p,
+	return newWorldAt(t, "", p, c, gateways)
+}
+
+// newWorldAt is newWorld with its store in a database of PostgreSQL, or in a
+// file for "".
+func newWorldAt(t *testing.T, database string, p *plan, c vendortest.Config, gateways int) *world {
+	w := &world{t: t, shape: "simulated", database: database, dir: memoryDir(t), clock: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), plan: p,
 		policy: rotation.Policy{Name: "quick", Soak: rotation.Soak{For: 2 * time.Second, Requests: 5, Probes: 3}, Quiet: 2 * time.Second, Watch: time.Second}}
 	c.Now = w.now
 	w.vendor = vendortest.New(c)
@@ -208,11 +229,23 @@ func (k keySource) PutDataKey(ctx context.Context, name string, wrapped []byte) 
 	return k.store.Update(ctx, audit.Entry{Actor: "test", Action: "datakey.created"}, func(tx store.Tx) error { return tx.PutDataKey(name, wrapped) })
 }
 
+// open opens the store: the file, or the database.
+func (w *world) open() store.Store {
+	w.t.Helper()
+	if w.database != "" {
+		st, err := postgres.Open(w.t.Context(), w.database, postgres.Options{Now: w.now, NewEpoch: w.epoch, Poll: time.Hour})
+		w.must(err)
+		return st
+	}
+	st, err := sqlite.Open(w.t.Context(), filepath.Join(w.dir, "keybaton.db"), sqlite.Options{Now: w.now, NewEpoch: w.epoch})
+	w.must(err)
+	return st
+}
+
 // start begins a new process on the same files.
 func (w *world) start() {
 	w.t.Helper()
-	st, err := sqlite.Open(w.t.Context(), filepath.Join(w.dir, "keybaton.db"), sqlite.Options{Now: w.now, NewEpoch: w.epoch})
-	w.must(err)
+	st := w.open()
 	w.store = st
 	m, err := seal.LoadOrCreateMaster(filepath.Join(w.dir, "config", "master.key"))
 	w.must(err)
@@ -231,6 +264,9 @@ func (w *world) start() {
 			}
 		}}
 	w.engine = engine.New(w.config)
+	// What people ask comes through another server on the same store.
+	w.other = engine.New(engine.Config{Store: st, Keyring: ring, Providers: drivers, Owner: fmt.Sprintf("other-%d", w.process), Lease: 10 * time.Second,
+		Poll: 100 * time.Millisecond, Transport: direct{w.vendor}})
 	w.desk = handover.New(handover.Config{Store: st, Keyring: ring, Now: w.now})
 }
 
