@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/keybaton/keybaton/internal/call"
-	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
 )
 
@@ -25,15 +24,9 @@ type Exchange struct {
 	strips int
 	named  []string // headers that Connection nominates
 
-	order [3]*slot
-	n, i  int
-	tried [3]bool // refused with auth or perm, by position in order
-
-	pending bool // an attempt was written and is not classified yet
-	final   bool // the answer is chosen; only cur is pinned
-	failed  bool // the caller gets an answer that Keybaton made
-	outcome evidence.Outcome
-	dead    bool
+	order   [3]*slot // as in trial
+	trial   call.Trial
+	settled bool // the answer is chosen; only its slot is pinned
 }
 
 // Attempt is one attempt: the version and the key to put on the request.
@@ -51,8 +44,7 @@ func (c *Core) Begin(x *Exchange, h Head, now time.Time) error {
 	*x = Exchange{core: c, now: now, method: h.Method}
 	if f := x.begin(&h); f != nil {
 		if x.cr != nil {
-			x.cr.tally.requests.Add(1)
-			x.cr.tally.failed.Add(1)
+			x.cr.tally.Fail()
 			x.cr = nil
 		}
 		return f
@@ -166,47 +158,29 @@ func (x *Exchange) checkConnection(h *Head, cr *credential) *Fault {
 
 // arrange orders the versions that this request may try.
 func (x *Exchange) arrange(cr *credential, replayable bool) {
-	at := x.core.elapsed(x.now)
-	for _, s := range cr.slots {
-		x.order[x.n] = s
-		x.n++
+	n := copy(x.order[:], cr.slots)
+	var served [2]call.Rival
+	for i, s := range cr.slots {
+		served[i] = s.rival
 	}
-	if x.n == 2 {
-		a, b := cr.slots[0], cr.slots[1]
-		p := call.Standing{Suspect: a.use.suspect.Load(), Proven: a.use.live.ok.Load() > 0, Early: a.early(cr, x.now)}
-		if p.Suspect || p.Early && !p.Proven {
-			f := call.Standing{Suspect: b.use.suspect.Load(), Proven: b.use.oks() > 0, Early: b.early(cr, x.now)}
-			if p.Suspect && !f.Suspect && replayable {
-				p.Due = a.use.claim(at)
-			}
-			if call.FallbackFirst(p, f, replayable) {
-				x.order[0], x.order[1] = b, a
-			}
-		}
+	if x.trial.Arrange(served[:n], replayable, x.now, x.core.elapsed(x.now)) {
+		x.order[0], x.order[1] = x.order[1], x.order[0]
 	}
-	if k := cr.kept; k != nil && !proven(cr.slots) {
-		x.order[x.n] = k // the last one known to work, after all that the frame serves
-		x.n++
+	if k := cr.kept; k != nil && !call.Proven(served[:n]...) {
+		x.order[n] = k // the last one known to work, after all that the frame serves
+		x.trial.Last(k.rival)
 	}
-}
-
-// early reports whether s is so new that a refusal does not speak against it.
-func (s *slot) early(cr *credential, now time.Time) bool {
-	return !s.since.IsZero() && now.Sub(s.since) < cr.early
 }
 
 // Attempt returns the attempt to make, and counts it as being written: it is
 // called right before the request goes out. Only the key it returns may be on
 // that request.
 func (x *Exchange) Attempt() Attempt {
-	s := x.order[x.i]
-	if x.i > 0 {
+	s := x.order[x.trial.Position()]
+	if x.trial.Position() > 0 {
 		x.now = x.core.cfg.Now()
 	}
-	if x.i == 0 {
-		s.use.stamp(x.core.elapsed(x.now))
-	}
-	x.pending = true
+	x.trial.Attempt(x.core.elapsed(x.now))
 	return Attempt{Version: s.id, Key: s.key, Header: s.header, Primary: len(x.cr.slots) > 0 && s == x.cr.slots[0]}
 }
 
@@ -219,79 +193,32 @@ func (x *Exchange) NeedsBody(status int) bool { return x.cr.sniffs && x.cr.rules
 // returns true when the answer is to be dropped and [Exchange.Attempt] called
 // again, false when it is to be relayed.
 func (x *Exchange) Answered(a call.Answer, replayable bool) (again bool) {
-	s := x.order[x.i]
 	a.Method = x.method
-	o, dead := x.cr.rules.Classify(a)
-	x.pending = false
-	x.outcome, x.dead = o, dead
-	s.use.live.add(o)
-	if x.i > 0 && o != evidence.Auth && o != evidence.Perm {
-		// A second version that is refused like the first was not what the
-		// request needed: it does not count as in use, or callers who may not do
-		// what they ask could keep an old key alive.
-		s.use.stamp(x.core.elapsed(x.now))
-	}
-	switch o {
-	case evidence.OK:
-		x.verdict(s)
-	case evidence.Auth, evidence.Perm:
-		s.use.refused(call.StatusText(a.Status))
-	}
-	if call.FallsBack(x.method, a.Status, o, dead, x.cr.fallOn) && x.i+1 < x.n {
-		if replayable {
-			x.tried[x.i] = o == evidence.Auth || o == evidence.Perm
-			x.i++
-			return true
-		}
-		if o == evidence.Auth && !s.early(x.cr, x.now) {
-			// Nothing can be compared, but if this goes on the other version is
-			// to have its turn at requests of this kind.
-			s.use.bad(x.core.elapsed(x.now), &x.core.cfg)
-		}
+	at := x.core.elapsed(x.now)
+	if x.trial.Answered(x.cr.rules, x.cr.fallOn, a, replayable, x.core.breaker, x.now, at) {
+		return true
 	}
 	x.settle()
-	if o == evidence.Auth {
-		x.core.refetch(x.cr, x.core.elapsed(x.now))
+	if x.trial.Refused() {
+		x.core.refetch(x.cr, at)
 	}
 	return false
-}
-
-// verdict draws the conclusion of an accepted attempt: what was refused before
-// it on the same request was refused for the key's sake.
-func (x *Exchange) verdict(s *slot) {
-	at := x.core.elapsed(x.now)
-	s.use.good(at)
-	for i := range x.i {
-		if !x.tried[i] {
-			continue
-		}
-		s.use.better.Add(1)
-		if bad := x.order[i]; !bad.early(x.cr, x.now) {
-			bad.use.worse.Add(1)
-			bad.use.bad(at, &x.core.cfg)
-		}
-	}
 }
 
 // Failed counts the last attempt as one without an answer; the caller gets an
 // answer that Keybaton makes.
 func (x *Exchange) Failed() {
-	if x.pending {
-		x.pending = false
-		x.order[x.i].use.live.other.Add(1)
-		x.order[x.i].use.stamp(x.core.elapsed(x.now))
-	}
-	x.outcome, x.dead, x.failed = evidence.Other, false, true
+	x.trial.Failed(x.core.elapsed(x.now))
 	x.settle()
 }
 
 // settle lets go of every version but the one whose answer is being relayed.
 func (x *Exchange) settle() {
-	if x.final {
+	if x.settled {
 		return
 	}
-	x.final = true
-	x.order[x.i].pins.Add(1)
+	x.settled = true
+	x.order[x.trial.Position()].pins.Add(1)
 	x.cr.pins.Add(-1)
 }
 
@@ -301,25 +228,9 @@ func (x *Exchange) Done() {
 	if x.cr == nil {
 		return
 	}
-	s := x.order[x.i]
-	if x.pending {
-		x.pending = false
-		s.use.live.other.Add(1)
-	}
-	t := x.cr.tally
-	t.requests.Add(1)
-	switch {
-	case x.failed:
-		t.failed.Add(1)
-	case x.final:
-		if x.outcome == evidence.Auth || x.outcome == evidence.Perm && x.dead {
-			t.refused.Add(1)
-		} else if x.i > 0 {
-			s.use.fallbacks.Add(1)
-		}
-	}
-	if x.final {
-		s.pins.Add(-1)
+	x.trial.Done(x.cr.tally)
+	if x.settled {
+		x.order[x.trial.Position()].pins.Add(-1)
 	} else {
 		x.cr.pins.Add(-1)
 	}
@@ -329,14 +240,9 @@ func (x *Exchange) Done() {
 // refetch tells the caller of the core, at most once a second, that all that
 // was tried of cr was refused.
 func (c *Core) refetch(cr *credential, at time.Duration) {
-	if c.cfg.Refetch == nil {
-		return
+	if c.cfg.Refetch != nil && cr.tally.Refetch(at) {
+		c.cfg.Refetch(cr.id)
 	}
-	was := cr.tally.refetched.Load()
-	if was != 0 && int64(at)-(was-1) < int64(time.Second) || !cr.tally.refetched.CompareAndSwap(was, int64(at)+1) {
-		return
-	}
-	c.cfg.Refetch(cr.id)
 }
 
 func (x *Exchange) stripHeader(name string) {
@@ -408,4 +314,4 @@ func (x *Exchange) InBody() bool { return x.cr.place.InBody() }
 func (x *Exchange) Sniffs() bool { return x.cr.sniffs }
 
 // CanFallBack reports whether another version is left to try.
-func (x *Exchange) CanFallBack() bool { return x.i+1 < x.n }
+func (x *Exchange) CanFallBack() bool { return x.trial.More() }

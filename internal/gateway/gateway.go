@@ -24,6 +24,7 @@ import (
 
 	"github.com/keybaton/keybaton/internal/access"
 	"github.com/keybaton/keybaton/internal/call"
+	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/internal/link"
 	"github.com/keybaton/keybaton/secret"
@@ -41,9 +42,7 @@ type Config struct {
 	Refetch func(key.CredentialID)
 
 	Now        func() time.Time // nil: time.Now
-	Hits       int              // differential refusals that make a version suspect; 0: 3
-	RetryAfter time.Duration    // after which a suspect is tried again, doubled while it fails; 0: 1 s
-	RetryMax   time.Duration    // at most; 0: 1 min
+	Breaker    call.Breaker     // when a version becomes suspect
 	ProbeEvery time.Duration    // least time between two probes of one version; 0: 1 s
 }
 
@@ -54,9 +53,6 @@ func (c Config) withDefaults() Config {
 	if c.Booted.IsZero() {
 		c.Booted = c.Now()
 	}
-	c.Hits = cmp.Or(c.Hits, 3)
-	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
-	c.RetryMax = cmp.Or(c.RetryMax, time.Minute)
 	c.ProbeEvery = cmp.Or(c.ProbeEvery, time.Second)
 	return c
 }
@@ -64,23 +60,21 @@ func (c Config) withDefaults() Config {
 // Core is the deciding half of a gateway. It is safe for concurrent use.
 // Requests take no lock; installing frames and making reports take one.
 type Core struct {
-	cfg  Config
-	snap atomic.Pointer[snapshot]
-	wake chan struct{} // level trigger for RunProbes
+	cfg     Config
+	breaker call.Breaker
+	book    call.Book
+	snap    atomic.Pointer[snapshot]
+	wake    chan struct{} // level trigger for RunProbes
 
 	mu      sync.Mutex
 	frame   link.Frame
-	uses    map[key.VersionID]*use
-	tallies map[key.CredentialID]*tally
 	retired []*credential // out of the snapshot, perhaps still pinned
-	sent    sent
 }
 
 // New returns a Core without a snapshot: until the first [Core.Install] every
 // request is answered 503.
 func New(c Config) *Core {
-	return &Core{cfg: c.withDefaults(), wake: make(chan struct{}, 1),
-		uses: map[key.VersionID]*use{}, tallies: map[key.CredentialID]*tally{}}
+	return &Core{cfg: c.withDefaults(), breaker: c.Breaker.WithDefaults(), wake: make(chan struct{}, 1)}
 }
 
 // elapsed returns the monotonic time since boot.
@@ -127,7 +121,7 @@ type credential struct {
 	slots    []*slot // served: primary first
 	kept     *slot   // the last version that worked, until a served one has; nil: none
 	all      map[key.Number]*slot
-	tally    *tally
+	tally    *call.Tally
 	pins     atomic.Int64 // requests that may still use any slot
 	last     key.Revision // of the last snapshot it was in; guarded by Core.mu
 }
@@ -139,7 +133,7 @@ type slot struct {
 	parts  secret.Parts
 	key    call.Rendered
 	header []string // value of Keybaton-Version; shared, never changed
-	use    *use
+	rival  call.Rival
 	pins   atomic.Int64 // requests that are past choosing and use this one
 }
 
@@ -223,11 +217,7 @@ func (c *Core) swapLocked(next *snapshot) {
 // last working version is kept until a served one has answered ok here.
 func (c *Core) compileLocked(lc link.Credential, was *credential, at key.Revision) *credential {
 	cr := &credential{id: lc.ID, from: lc, last: at, all: map[key.Number]*slot{}, fallOn: lc.Call.FallbackOn, early: call.Early(lc.Call)}
-	cr.tally = c.tallies[lc.ID]
-	if cr.tally == nil {
-		cr.tally = &tally{}
-		c.tallies[lc.ID] = cr.tally
-	}
+	cr.tally = c.book.Tally(lc.ID)
 	if cr.err = c.fillLocked(cr, lc); cr.err != nil {
 		return cr
 	}
@@ -235,7 +225,7 @@ func (c *Core) compileLocked(lc link.Credential, was *credential, at key.Revisio
 		return cr
 	}
 	for _, s := range append(slices.Clone(was.slots), was.kept) {
-		if s == nil || cr.all[s.id.Number] != nil || s.use.oks() == 0 {
+		if s == nil || cr.all[s.id.Number] != nil || s.rival.Meter.OKs() == 0 {
 			continue
 		}
 		if k, err := c.slotLocked(cr, s.id.Number, s.since, s.parts); err == nil {
@@ -247,7 +237,7 @@ func (c *Core) compileLocked(lc link.Credential, was *credential, at key.Revisio
 }
 
 func proven(slots []*slot) bool {
-	return slices.ContainsFunc(slots, func(s *slot) bool { return s.use.oks() > 0 })
+	return slices.ContainsFunc(slots, func(s *slot) bool { return call.Proven(s.rival) })
 }
 
 func (c *Core) fillLocked(cr *credential, lc link.Credential) error {
@@ -295,12 +285,11 @@ func (c *Core) slotLocked(cr *credential, n key.Number, since time.Time, parts s
 		return nil, err
 	}
 	id := key.VersionID{Credential: cr.id, Number: n}
-	u := c.uses[id]
-	if u == nil {
-		u = &use{id: id}
-		c.uses[id] = u
+	rival := call.Rival{Meter: c.book.Meter(id)}
+	if !since.IsZero() {
+		rival.Until = since.Add(cr.early)
 	}
-	return &slot{id: id, since: since, parts: parts, key: r, header: []string{n.String()}, use: u}, nil
+	return &slot{id: id, since: since, parts: parts, key: r, header: []string{n.String()}, rival: rival}, nil
 }
 
 // same reports whether b compiles to what a compiled to. What is asked for is
@@ -409,7 +398,7 @@ func (c *Core) settleLocked() {
 		n := &credential{id: cr.id, from: cr.from, upstream: cr.upstream, place: cr.place, affixes: cr.affixes, rules: cr.rules,
 			sniffs: cr.sniffs, probe: cr.probe, fallOn: cr.fallOn, early: cr.early, all: map[key.Number]*slot{}, tally: cr.tally, last: s.revision}
 		for num, was := range cr.all { // pins are counted anew: the old ones drain with cr
-			n.all[num] = &slot{id: was.id, since: was.since, parts: was.parts, key: was.key, header: was.header, use: was.use}
+			n.all[num] = &slot{id: was.id, since: was.since, parts: was.parts, key: was.key, header: was.header, rival: was.rival}
 		}
 		for _, was := range cr.slots {
 			n.slots = append(n.slots, n.all[was.id.Number])
@@ -422,3 +411,15 @@ func (c *Core) settleLocked() {
 		c.swapLocked(next)
 	}
 }
+
+// Report returns the uses and answers that changed since the last report that
+// [Core.Reported] says has arrived, cumulative per boot; where it is never
+// called, all that ever changed. seq and elapsed are the caller's: the report's
+// number, and the monotonic time since Config.Booted.
+func (c *Core) Report(seq int64, elapsed time.Duration) evidence.Report {
+	return c.book.Report(evidence.Report{Consumer: c.cfg.Consumer, Boot: c.cfg.Boot, Seq: seq, Elapsed: elapsed}, c.elapsed(c.cfg.Now()))
+}
+
+// Reported says that the report seq has arrived, so that what has not changed
+// since is left out of the next. One that is not the last made is ignored.
+func (c *Core) Reported(seq int64) { c.book.Reported(seq) }

@@ -22,7 +22,7 @@ type errand struct {
 // drop ends the errand.
 func (e errand) drop() {
 	e.slot.pins.Add(-1)
-	e.slot.use.probing.Store(false)
+	e.slot.rival.Meter.EndProbe()
 }
 
 // RunProbes makes the probes that frames ask for, through rt, until ctx ends;
@@ -66,7 +66,7 @@ func (c *Core) errands(now time.Time) []errand {
 	if s == nil {
 		return nil
 	}
-	at := int64(c.elapsed(now))
+	at := c.elapsed(now)
 	var out []errand
 	for i := range c.frame.Credentials {
 		lc := &c.frame.Credentials[i]
@@ -79,10 +79,7 @@ func (c *Core) errands(now time.Time) []errand {
 		}
 		for _, ask := range lc.Asks {
 			sl := cr.all[ask.Version.Number]
-			if sl == nil || ask.Version.Credential != lc.ID || sl.use.oks() >= ask.OK || at < sl.use.nextProbe.Load() {
-				continue
-			}
-			if !sl.use.probing.CompareAndSwap(false, true) {
+			if sl == nil || ask.Version.Credential != lc.ID || !sl.rival.Meter.BeginProbe(at, ask.OK) {
 				continue
 			}
 			sl.pins.Add(1)
@@ -94,7 +91,6 @@ func (c *Core) errands(now time.Time) []errand {
 
 // run makes one probe and counts it.
 func (c *Core) run(ctx context.Context, rt http.RoundTripper, e errand) {
-	u := e.slot.use
 	defer e.drop()
 	res, err := e.probe.DoRendered(ctx, rt, e.slot.key)
 	if ctx.Err() != nil {
@@ -103,25 +99,5 @@ func (c *Core) run(ctx context.Context, rt http.RoundTripper, e errand) {
 	if err != nil {
 		res = call.ProbeResult{Outcome: evidence.Other}
 	}
-	u.probes.add(res.Outcome)
-	u.lastProbe.Store(&res.Outcome)
-	if res.Outcome == evidence.Auth || res.Outcome == evidence.Perm {
-		u.refused(res.Text)
-	}
-	at := c.elapsed(c.cfg.Now())
-	wait := c.cfg.ProbeEvery
-	if res.Outcome == evidence.OK {
-		u.misses.Store(0)
-		if u.suspect.Load() {
-			u.due.Store(int64(at)) // worth another try
-		}
-	} else {
-		n := min(u.misses.Add(1), 6)
-		most := 8 * c.cfg.ProbeEvery
-		if res.Outcome == evidence.Rate {
-			most = 64 * c.cfg.ProbeEvery
-		}
-		wait = min(c.cfg.ProbeEvery<<n, most)
-	}
-	u.nextProbe.Store(int64(at + wait))
+	e.slot.rival.Meter.Probed(res, c.elapsed(c.cfg.Now()), c.cfg.ProbeEvery)
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/keybaton/keybaton/internal/access"
+	"github.com/keybaton/keybaton/internal/call"
 	"github.com/keybaton/keybaton/internal/evidence"
 	"github.com/keybaton/keybaton/internal/gateway"
 	"github.com/keybaton/keybaton/internal/gateway/nethttp"
@@ -83,7 +84,7 @@ func newRig(t *testing.T, handler http.HandlerFunc, edit func(*key.Call), number
 }
 
 // trusting makes no version suspect, so that each request tries both.
-func trusting() gateway.Config { return gateway.Config{Hits: 1 << 30} }
+func trusting() gateway.Config { return gateway.Config{Breaker: call.Breaker{Hits: 1 << 30}} }
 
 func newRigOf(t *testing.T, c gateway.Config, handler http.HandlerFunc, edit func(*key.Call), numbers ...key.Number) *rig {
 	t.Helper()
