@@ -2,13 +2,15 @@
 // /api/v1, and the making of tokens.
 //
 // Keys leave the program only in [Client.Set] and [Client.Import], and come in
-// only through [Client.Read], as secret.Values. A token is sent to the one
+// only through [Client.Read] and [Client.Follow], as secret.Values. A token is sent to the one
 // address that was configured and to no other: redirects are not followed, and
 // plain HTTP is refused off loopback. Nothing is repeated by itself; a failed
 // call is an [*Error] that says whether anything can have been done.
 //
 // A Client keeps no state and starts no goroutine; it is safe for concurrent
-// use.
+// use. [Keys] is for programs that call a vendor themselves, without a gateway:
+// it follows the keys, puts them on requests, falls back, and tells the server
+// what it sees, so that a rotation waits for it.
 package client
 
 import (
@@ -174,8 +176,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// call sends one request and decodes the answer into a T.
-func call[T any](ctx context.Context, c *Client, method, path string, q url.Values, body any) (T, error) {
+// ask sends one request and decodes the answer into a T.
+func ask[T any](ctx context.Context, c *Client, method, path string, q url.Values, body any) (T, error) {
 	var out T
 	req, err := c.request(ctx, method, path, q, body)
 	if err != nil {
@@ -219,7 +221,7 @@ func problem(resp *http.Response, b []byte) *Error {
 
 // list sends one request and returns the items of the answer.
 func list[T any](ctx context.Context, c *Client, path string, q url.Values) ([]T, error) {
-	l, err := call[api.List[T]](ctx, c, http.MethodGet, path, q, nil)
+	l, err := ask[api.List[T]](ctx, c, http.MethodGet, path, q, nil)
 	return l.Items, err
 }
 

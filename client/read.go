@@ -23,7 +23,7 @@ type Key struct {
 // version before it hands it out, and a rotation waits until the consumer's
 // declared refresh interval has passed: read again within it.
 func (c *Client) Read(ctx context.Context, id Credential) (Key, error) {
-	r, err := call[link.Read](ctx, c, http.MethodGet, link.ReadPath, query("service", id.Service, "environment", id.Environment), nil)
+	r, err := ask[link.Read](ctx, c, http.MethodGet, link.ReadPath, query("service", id.Service, "environment", id.Environment), nil)
 	if err != nil {
 		return Key{}, err
 	}

@@ -32,7 +32,7 @@ func (f Filter) query(more ...string) url.Values {
 
 // Status returns the state of the server, and who is asking.
 func (c *Client) Status(ctx context.Context) (api.Status, error) {
-	return call[api.Status](ctx, c, http.MethodGet, api.PathStatus, nil, nil)
+	return ask[api.Status](ctx, c, http.MethodGet, api.PathStatus, nil, nil)
 }
 
 // Services returns the services, by name.
@@ -47,13 +47,13 @@ func (c *Client) Credentials(ctx context.Context, f Filter) ([]api.Credential, e
 
 // Credential returns one credential with all its versions.
 func (c *Client) Credential(ctx context.Context, id Credential) (api.Credential, error) {
-	return call[api.Credential](ctx, c, http.MethodGet, id.path(api.PathCredential), nil, nil)
+	return ask[api.Credential](ctx, c, http.MethodGet, id.path(api.PathCredential), nil, nil)
 }
 
 // Set gives the server a key that the vendor issued. A live key is not
 // overwritten: a rotation brings the new one in.
 func (c *Client) Set(ctx context.Context, id Credential, p secret.Parts, why string) (api.SetResult, error) {
-	return call[api.SetResult](ctx, c, http.MethodPost, id.path(api.PathSet), nil, api.Set{Parts: secret.ExposeParts(p), Why: why})
+	return ask[api.SetResult](ctx, c, http.MethodPost, id.path(api.PathSet), nil, api.Set{Parts: secret.ExposeParts(p), Why: why})
 }
 
 // Variable is a named value that may be a key.
@@ -69,44 +69,44 @@ func (c *Client) Import(ctx context.Context, environment string, vs []Variable, 
 	for _, v := range vs {
 		b.Variables = append(b.Variables, api.ImportValue{Name: v.Name, Value: secret.Expose(v.Value)})
 	}
-	l, err := call[api.List[api.Found]](ctx, c, http.MethodPost, api.PathImport, nil, b)
+	l, err := ask[api.List[api.Found]](ctx, c, http.MethodPost, api.PathImport, nil, b)
 	return l.Items, err
 }
 
 // Rotate begins a rotation.
 func (c *Client) Rotate(ctx context.Context, id Credential, r api.Rotate) (api.Rotation, error) {
-	return call[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathRotate), nil, r)
+	return ask[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathRotate), nil, r)
 }
 
 // Plan returns what a rotation would do; nothing is done.
 func (c *Client) Plan(ctx context.Context, id Credential, r api.Rotate) (api.Plan, error) {
-	return call[api.Plan](ctx, c, http.MethodGet, id.path(api.PathPlan), query("emergency", flag(r.Emergency), "leaked", number(r.Leaked)), nil)
+	return ask[api.Plan](ctx, c, http.MethodGet, id.path(api.PathPlan), query("emergency", flag(r.Emergency), "leaked", number(r.Leaked)), nil)
 }
 
 // Rollback goes back to the version before, if it still works.
 func (c *Client) Rollback(ctx context.Context, id Credential, why string) (api.Rotation, error) {
-	return call[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathRollback), nil, api.Why{Why: why})
+	return ask[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathRollback), nil, api.Why{Why: why})
 }
 
 // Pause holds the open rotation where it is.
 func (c *Client) Pause(ctx context.Context, id Credential) (api.Rotation, error) {
-	return call[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathPause), nil, nil)
+	return ask[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathPause), nil, nil)
 }
 
 // Resume lets a paused or stopped rotation go on.
 func (c *Client) Resume(ctx context.Context, id Credential) (api.Rotation, error) {
-	return call[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathResume), nil, nil)
+	return ask[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathResume), nil, nil)
 }
 
 // Approve opens the gate that waits for a person.
 func (c *Client) Approve(ctx context.Context, id Credential) (api.Rotation, error) {
-	return call[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathApprove), nil, nil)
+	return ask[api.Rotation](ctx, c, http.MethodPost, id.path(api.PathApprove), nil, nil)
 }
 
 // Revoke ends one version out of turn; one that sits in a slot is refused.
 func (c *Client) Revoke(ctx context.Context, id Credential, version int64) (api.Credential, error) {
 	p := path(id.path(api.PathRevoke), "number", number(version))
-	return call[api.Credential](ctx, c, http.MethodPost, p, nil, nil)
+	return ask[api.Credential](ctx, c, http.MethodPost, p, nil, nil)
 }
 
 // Discover compares the vendor's list of keys with what the store knows; it
@@ -117,7 +117,7 @@ func (c *Client) Discover(ctx context.Context, id Credential) ([]api.Discovered,
 
 // Adopt says which of the vendor's keys a version is, or takes one in to end it.
 func (c *Client) Adopt(ctx context.Context, id Credential, a api.Adopt) (api.Credential, error) {
-	return call[api.Credential](ctx, c, http.MethodPost, id.path(api.PathAdopt), nil, a)
+	return ask[api.Credential](ctx, c, http.MethodPost, id.path(api.PathAdopt), nil, a)
 }
 
 // Rotations returns rotations, newest first. limit 0 means the server's
@@ -128,12 +128,12 @@ func (c *Client) Rotations(ctx context.Context, f Filter, open bool, limit int) 
 
 // Rotation returns one rotation.
 func (c *Client) Rotation(ctx context.Context, id string) (api.Rotation, error) {
-	return call[api.Rotation](ctx, c, http.MethodGet, path(api.PathRotation, "id", id), nil, nil)
+	return ask[api.Rotation](ctx, c, http.MethodGet, path(api.PathRotation, "id", id), nil, nil)
 }
 
 // Apply changes what is managed to what the text of a keybaton.yaml says.
 func (c *Client) Apply(ctx context.Context, a api.Apply) (api.Applied, error) {
-	return call[api.Applied](ctx, c, http.MethodPost, api.PathApply, nil, a)
+	return ask[api.Applied](ctx, c, http.MethodPost, api.PathApply, nil, a)
 }
 
 // Consumers returns who gets keys, what they hold and what they acknowledged.
@@ -144,7 +144,7 @@ func (c *Client) Consumers(ctx context.Context) ([]api.Consumer, error) {
 // Forget says that a consumer is gone: nothing waits for it any more. It
 // returns how many holds were waived.
 func (c *Client) Forget(ctx context.Context, consumer string) (int, error) {
-	f, err := call[api.Forgotten](ctx, c, http.MethodPost, path(api.PathForget, "name", consumer), nil, nil)
+	f, err := ask[api.Forgotten](ctx, c, http.MethodPost, path(api.PathForget, "name", consumer), nil, nil)
 	return f.Holds, err
 }
 
@@ -171,7 +171,7 @@ func (c *Client) CreateToken(ctx context.Context, o TokenOptions) (secret.Value,
 	if err != nil {
 		return secret.Value{}, api.Token{}, err
 	}
-	t, err := call[api.Token](ctx, c, http.MethodPost, api.PathTokens, nil, api.TokenCreate{Name: o.Name, Hash: hash, Role: o.Role, Kind: o.Kind,
+	t, err := ask[api.Token](ctx, c, http.MethodPost, api.PathTokens, nil, api.TokenCreate{Name: o.Name, Hash: hash, Role: o.Role, Kind: o.Kind,
 		Grants: o.Grants, RefreshSeconds: seconds(o.Refresh), Expires: o.Expires})
 	if err != nil {
 		return secret.Value{}, api.Token{}, err
@@ -182,7 +182,7 @@ func (c *Client) CreateToken(ctx context.Context, o TokenOptions) (secret.Value,
 // RevokeToken makes a token worthless at once. What its bearer holds stays
 // recorded until it is released or forgotten.
 func (c *Client) RevokeToken(ctx context.Context, name string) (api.Token, error) {
-	return call[api.Token](ctx, c, http.MethodDelete, path(api.PathToken, "name", name), nil, nil)
+	return ask[api.Token](ctx, c, http.MethodDelete, path(api.PathToken, "name", name), nil, nil)
 }
 
 // Audit returns entries of the audit chain, oldest first: from the entry from
@@ -194,7 +194,7 @@ func (c *Client) Audit(ctx context.Context, from int64, limit int) ([]api.AuditE
 // Verify has the server check the whole chain, against head ("SEQ:HASH") when
 // it is not "".
 func (c *Client) Verify(ctx context.Context, head string) (api.Verified, error) {
-	return call[api.Verified](ctx, c, http.MethodGet, api.PathVerify, query("head", head), nil)
+	return ask[api.Verified](ctx, c, http.MethodGet, api.PathVerify, query("head", head), nil)
 }
 
 // Alerts returns alerts, newest first. state is firing, resolved or "" for any.

@@ -16,7 +16,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -170,7 +169,7 @@ func (c *Core) Install(frame link.Frame) error {
 		if old != nil {
 			was = old.creds[lc.ID]
 		}
-		if was != nil && same(was.from, lc) {
+		if was != nil && was.from.Same(lc) {
 			was.last = next.revision
 			next.creds[lc.ID] = was
 			continue
@@ -290,21 +289,6 @@ func (c *Core) slotLocked(cr *credential, n key.Number, since time.Time, parts s
 		rival.Until = since.Add(cr.early)
 	}
 	return &slot{id: id, since: since, parts: parts, key: r, header: []string{n.String()}, rival: rival}, nil
-}
-
-// same reports whether b compiles to what a compiled to. What is asked for is
-// read from the frame, so it does not count.
-func same(a, b link.Credential) bool {
-	if a.Slots != b.Slots || len(a.Versions) != len(b.Versions) || !reflect.DeepEqual(a.Call, b.Call) {
-		return false
-	}
-	for i, v := range a.Versions {
-		w := b.Versions[i]
-		if v.Number != w.Number || !v.Since.Equal(w.Since) || !secret.PartsOf(v.Parts).Equal(secret.PartsOf(w.Parts)) {
-			return false
-		}
-	}
-	return true
 }
 
 // Revision returns the revision of the installed frame; zero before the first.

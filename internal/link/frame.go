@@ -4,6 +4,7 @@
 package link
 
 import (
+	"reflect"
 	"slices"
 	"time"
 
@@ -33,6 +34,21 @@ type Credential struct {
 	Slots    key.Slots        `json:"slots"`
 	Versions []Version        `json:"versions"` // those of the slots that are served
 	Asks     []evidence.Ask   `json:"asks,omitempty"`
+}
+
+// Same reports whether d says the same of its credential as c: what was made of
+// one serves for the other. What is asked for does not count.
+func (c Credential) Same(d Credential) bool {
+	if c.ID != d.ID || c.Slots != d.Slots || len(c.Versions) != len(d.Versions) || !reflect.DeepEqual(c.Call, d.Call) {
+		return false
+	}
+	for i, v := range c.Versions {
+		w := d.Versions[i]
+		if v.Number != w.Number || !v.Since.Equal(w.Since) || !secret.PartsOf(v.Parts).Equal(secret.PartsOf(w.Parts)) {
+			return false
+		}
+	}
+	return true
 }
 
 // Version is one key in a frame.
