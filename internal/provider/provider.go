@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"time"
 
@@ -23,7 +24,11 @@ type Env struct {
 	Params    map[string]string // the service's and credential's params over the provider's defaults
 	Manager   secret.Parts      // the manager key; nil when the service names none
 	Call      key.Call          // how the service is called: probes use its place, probe and rules
-	Rand      func([]byte)      // random bytes for keys that the client supplies; nil means crypto/rand
+
+	// Dial opens connections for drivers of vendors that do not speak HTTP; nil
+	// means [Dial].
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	Rand func([]byte) // random bytes for keys that the client supplies; nil means crypto/rand
 }
 
 // Request asks for one new key.
@@ -104,6 +109,24 @@ type Previewer interface {
 	Preview(env Env, act string) []string
 }
 
+// Sessioner is a driver whose vendor lets sessions that were opened with a key
+// go on after the key itself was revoked, so that a key without use may still
+// be in use.
+type Sessioner interface {
+	// Sessions returns the open sessions that may have been opened with the key
+	// vendorID. before is when the last process that could open one has let go
+	// of the key: where the vendor does not tell by which key a session was
+	// opened, those of the same identity that began before count.
+	Sessions(ctx context.Context, env Env, vendorID string, before time.Time) (Sessions, error)
+}
+
+// Sessions are what a vendor tells of open sessions.
+type Sessions struct {
+	Open   int
+	Exact  bool          // they were opened with this key; not only by its identity, before the time that was asked for
+	Oldest time.Duration // how long ago the first of them was opened; 0 when there is none
+}
+
 // Labeler is a driver whose vendor does not take every label. A key issued
 // under a label is listed under Label(env, label).
 type Labeler interface {
@@ -141,6 +164,10 @@ type Info struct {
 	Manager      string            // how a manager key is wanted: "", "required", "self"
 	ManagerParts []string          // its part names
 	Tested       string            // "doc", "loopback" or "live"
+
+	// Connection says that the key logs in to connections that are not HTTP: the
+	// call has no upstream and no place, and gateways are not given the key.
+	Connection bool
 }
 
 // Param is one thing that a provider asks for.

@@ -2,8 +2,8 @@
 // starts a real vendor to do so: [Run] is the suite, [RabbitMQ] a broker with
 // the management API on loopback.
 //
-// The suite talks to a live vendor through transports that lose, refuse and
-// forge answers, so that the vendor itself needs no switches. It leaves no key
+// The suite talks to a live vendor through transports, or connections, that
+// lose, refuse and forge answers, so that the vendor itself needs no switches. It leaves no key
 // behind unless a test fails. It must be given a vendor of its own: keys that
 // others make meanwhile may disturb it.
 package providertest
@@ -48,7 +48,7 @@ func Run(t *testing.T, h Harness) {
 		h.Wait = 10 * time.Second
 	}
 	s := &suite{Harness: h}
-	for name, test := range map[string]func(*testing.T){
+	tests := map[string]func(*testing.T){
 		"says what it can do":               s.describes,
 		"leads a key through its life":      s.life,
 		"copies rights":                     s.rights,
@@ -60,10 +60,22 @@ func Run(t *testing.T, h Harness) {
 		"previews without a call":           s.previews,
 		"gives up with its context":         s.cancelled,
 		"tells a dead key from a dead host": s.unreachable,
-	} {
+	}
+	if s.wire() {
+		delete(tests, "follows no redirect")
+		tests["does not lose a lost answer"] = s.wireLost
+		tests["can be asked twice to revoke"] = s.wireRevokeLost
+		tests["classifies failures"] = s.wireFailures
+		tests["shows no secret"] = s.wireLeaks
+		tests["tells a dead key from a dead host"] = s.wireUnreachable
+	}
+	for name, test := range tests {
 		t.Run(name, test)
 	}
 }
+
+// wire reports whether the vendor does not speak HTTP.
+func (s *suite) wire() bool { return s.Driver.Describe(s.Env).Connection }
 
 type suite struct {
 	Harness
@@ -230,6 +242,10 @@ func (s *suite) toggles(t *testing.T, d provider.Disabler, k provider.Issued) {
 	}
 	s.becomes(t, k.Parts, evidence.OK)
 
+	if s.wire() {
+		s.wireToggleLost(t, d, k)
+		return
+	}
 	// An answer that is lost while disabling must not lose what enabling needs.
 	lost := s.Env
 	lost.Transport = &Lossy{Base: s.Env.Transport, Lose: func(q *http.Request) bool { return q.Method != http.MethodGet }}
