@@ -23,14 +23,10 @@ type load struct {
 	stop                     func()
 }
 
-// startLoad sends about rate requests a second in each of n callers until
-// stop; check looks at each answer.
-func startLoad(t *testing.T, n, rate int, tok secret.Value, request func(caller, i int) (*http.Request, error), check func(*http.Response, string) error) *load {
+// startCalls makes about rate calls a second in each of n callers until stop.
+func startCalls(t *testing.T, n, rate int, do func(ctx context.Context, caller, i int) error) *load {
 	l := &load{}
 	ctx, cancel := context.WithCancel(t.Context())
-	tr := http.DefaultTransport.(*http.Transport).Clone()
-	tr.Proxy, tr.MaxIdleConnsPerHost = nil, n
-	hc := &http.Client{Transport: tr, Timeout: 20 * time.Second}
 	var wg sync.WaitGroup
 	for c := range n {
 		wg.Go(func() {
@@ -42,11 +38,7 @@ func startLoad(t *testing.T, n, rate int, tok secret.Value, request func(caller,
 					return
 				case <-tick.C:
 				}
-				req, err := request(c, i)
-				if err == nil {
-					client.Authorize(req, tok)
-					err = l.send(hc, req, check)
-				}
+				err := do(context.WithoutCancel(ctx), c, i)
 				l.total.Add(1)
 				if err != nil {
 					l.failed.Add(1)
@@ -59,8 +51,30 @@ func startLoad(t *testing.T, n, rate int, tok secret.Value, request func(caller,
 			}
 		})
 	}
-	l.stop = sync.OnceFunc(func() { cancel(); wg.Wait(); tr.CloseIdleConnections() })
+	l.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(l.stop)
+	return l
+}
+
+// startLoad sends about rate requests a second in each of n callers until
+// stop; check looks at each answer.
+func startLoad(t *testing.T, n, rate int, tok secret.Value, request func(caller, i int) (*http.Request, error), check func(*http.Response, string) error) *load {
+	tr := http.DefaultTransport.(*http.Transport).Clone()
+	tr.Proxy, tr.MaxIdleConnsPerHost = nil, n
+	t.Cleanup(tr.CloseIdleConnections)
+	hc := &http.Client{Transport: tr, Timeout: 20 * time.Second}
+	var l *load
+	ready := make(chan struct{})
+	l = startCalls(t, n, rate, func(_ context.Context, caller, i int) error {
+		<-ready
+		req, err := request(caller, i)
+		if err != nil {
+			return err
+		}
+		client.Authorize(req, tok)
+		return l.send(hc, req, check)
+	})
+	close(ready)
 	return l
 }
 

@@ -2,11 +2,16 @@
 # Installs what the tests need and the machine lacks: rabbitmq-server (a real
 # vendor to rotate at), PostgreSQL (the store of several servers). With "bench":
 # nginx and wrk as well.
+# Installs what the tests need and the machine lacks: real vendors to rotate at
+# (RabbitMQ, Redis, PostgreSQL, etcd). With "bench": nginx and wrk as well.
 set -eu
 want=""
 have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 have rabbitmq-server || want="$want rabbitmq-server"
 have initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || want="$want postgresql"
+have redis-server || want="$want redis-server"
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || want="$want postgresql"
+have etcd || want="$want etcd-server"
 have gcc || want="$want gcc libc6-dev" # the race detector links with it
 if [ "${1:-}" = bench ]; then
 	have nginx || want="$want nginx-light"

@@ -8,16 +8,18 @@ import (
 	"github.com/keybaton/keybaton/api"
 	"github.com/keybaton/keybaton/internal/provider"
 	"github.com/keybaton/keybaton/internal/provider/recipe"
+	"github.com/keybaton/keybaton/internal/provider/redis"
 )
 
 type driver = provider.Driver
 
-// providers returns the catalog's drivers and the given ones.
+// providers returns the catalog's drivers, the coded ones, and the given ones.
 func providers(more provider.Registry) (provider.Registry, error) {
 	reg, err := recipe.Drivers()
 	if err != nil {
 		return nil, err
 	}
+	reg[redis.ID] = redis.New()
 	maps.Copy(reg, more)
 	return reg, nil
 }

@@ -161,6 +161,9 @@ func (e *Engine) resolve(s key.Service, c key.Credential) (key.Call, error) {
 	if c.Upstream != "" {
 		call.Upstream = c.Upstream
 	}
+	if info.Connection {
+		return key.Call{Place: key.Place{In: key.InConnection}, Parts: call.Parts, Early: max(call.Early, info.Abilities.Early)}, nil
+	}
 	if call.Upstream == "" {
 		return key.Call{}, key.WithHint(fmt.Errorf("%w: there is no upstream", key.ErrInvalid), "add upstream: https://… to the service")
 	}

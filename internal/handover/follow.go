@@ -54,7 +54,7 @@ func (d *Desk) frame(ctx context.Context, s *snapshot, by access.Principal, p pr
 	var ids []key.CredentialID
 	var out, held []*entry
 	for _, e := range s.entries {
-		if !granted(by.Grants, e.cred.ID) {
+		if !handed(by, e.cred) {
 			continue
 		}
 		ids = append(ids, e.cred.ID)
@@ -106,6 +106,12 @@ func (d *Desk) frame(ctx context.Context, s *snapshot, by access.Principal, p pr
 	d.sent[p] = sent{s.revision, ids, s.whole}
 	d.mu.Unlock()
 	return f, nil
+}
+
+// handed reports whether by is given the keys of c: those of credentials that
+// it is granted, but gateways none that ride on no request.
+func handed(by access.Principal, c key.Credential) bool {
+	return granted(by.Grants, c.ID) && (c.Call.Place.In != key.InConnection || kindOf(by) != key.KindGateway)
 }
 
 func contains(sorted []key.CredentialID, id key.CredentialID) bool {
@@ -400,12 +406,12 @@ func (r *releasing) lets(h evidence.Hold, c key.Credential, found bool) bool {
 	if found && !c.Settled(r.now.Epoch) {
 		return false // it keeps what it has
 	}
-	handed := found && granted(r.by.Grants, c.ID)
-	if !r.ack.Covers(handed, c.Revision, r.now) {
+	given := found && handed(r.by, c)
+	if !r.ack.Covers(given, c.Revision, r.now) {
 		return false
 	}
 	return h.Released(r.ack, func(v key.VersionID) bool {
-		return handed && slices.Contains(c.Slots.Served(), v.Number)
+		return given && slices.Contains(c.Slots.Served(), v.Number)
 	})
 }
 

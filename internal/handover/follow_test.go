@@ -565,3 +565,40 @@ func TestMovedTellsWhatIsNew(t *testing.T) {
 		t.Fatalf("told %v", told)
 	}
 }
+
+// A key that rides on no request is no gateway's business; clients get it. What
+// a gateway had of it from before is let go of.
+func TestGatewaysAreNotGivenConnectionKeys(t *testing.T) {
+	h := newHouse(t)
+	db := cred("db", "prod")
+	h.install(db, 1, 0)
+	gw, lib := gateway("gw", grant("prod", "*")), consumer("lib", key.KindClient, 0, grant("prod", "db"))
+	if f := h.frame(gw, "b1", key.Revision{}); len(keys(f)) != 1 {
+		t.Fatalf("the gateway was given %d keys", len(keys(f)))
+	}
+	h.update(func(tx store.Tx) error {
+		c, err := tx.Credential(db)
+		if err != nil {
+			return err
+		}
+		c.Call = key.Call{Place: key.Place{In: key.InConnection}}
+		if err := tx.PutCredential(c); err != nil {
+			return err
+		}
+		_, err = tx.Touch(db)
+		return err
+	})
+	f := h.frame(gw, "b1", key.Revision{})
+	if len(keys(f)) != 0 {
+		t.Errorf("the gateway was given %d keys", len(keys(f)))
+	}
+	if err := h.desk.Ack(t.Context(), gw, evidence.Ack{Boot: "b1", Revision: f.Revision}); err != nil {
+		t.Fatal(err)
+	}
+	if held := h.held("gw", "b1"); len(held) != 0 {
+		t.Errorf("the gateway still holds %v", held)
+	}
+	if f := h.frame(lib, "b2", key.Revision{}); len(keys(f)) != 1 || len(h.held("lib", "b2")) != 1 {
+		t.Errorf("the client was given %d keys and holds %v", len(keys(f)), h.held("lib", "b2"))
+	}
+}

@@ -60,6 +60,8 @@ const (
 	InQuery  = "query"  // Name is the parameter
 	InForm   = "form"   // Name is the field of an application/x-www-form-urlencoded body
 	InJSON   = "json"   // Name is the path of a field of a JSON body, such as $.auth.key
+
+	InConnection = "connection" // on no request: it logs in to connections that are not HTTP
 )
 
 // Place says where a key rides on a request. Templates are text with
