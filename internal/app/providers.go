@@ -7,6 +7,7 @@ import (
 
 	"github.com/keybaton/keybaton/api"
 	"github.com/keybaton/keybaton/internal/provider"
+	"github.com/keybaton/keybaton/internal/provider/postgres"
 	"github.com/keybaton/keybaton/internal/provider/recipe"
 	"github.com/keybaton/keybaton/internal/provider/redis"
 )
@@ -20,6 +21,7 @@ func providers(more provider.Registry) (provider.Registry, error) {
 		return nil, err
 	}
 	reg[redis.ID] = redis.New()
+	reg[postgres.ID] = postgres.New()
 	maps.Copy(reg, more)
 	return reg, nil
 }

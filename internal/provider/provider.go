@@ -124,7 +124,7 @@ type Sessioner interface {
 type Sessions struct {
 	Open   int
 	Exact  bool          // they were opened with this key; not only by its identity, before the time that was asked for
-	Oldest time.Duration // how long ago the first of them was opened; 0 when there is none
+	Oldest time.Duration // how long ago the first of them was opened; 0 when that is not told
 }
 
 // Labeler is a driver whose vendor does not take every label. A key issued

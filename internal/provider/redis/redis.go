@@ -78,7 +78,7 @@ func begin(ctx context.Context, env provider.Env, p secret.Parts) (*conn, error)
 	address := env.Params[paramAddress]
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || host == "" || port == "" {
-		return nil, provider.Errorf(provider.Denied, "the param %s of provider redis is no address; write it like redis.example.com:6379", paramAddress)
+		return nil, invalid("the param %s of provider redis is no address; write it like redis.example.com:6379", paramAddress)
 	}
 	c, err := dial(ctx, env, address, host, env.Params[paramTLS] == "yes")
 	if err != nil {
@@ -93,6 +93,11 @@ func begin(ctx context.Context, env provider.Env, p secret.Parts) (*conn, error)
 		return nil, e
 	}
 	return c, nil
+}
+
+// invalid is the error of a param that does not fit.
+func invalid(format string, args ...any) *provider.Error {
+	return &provider.Error{Kind: provider.Denied, Text: fmt.Sprintf(format, args...), Err: key.ErrInvalid}
 }
 
 // errLogin is the cause of a refused login.
