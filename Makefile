@@ -26,8 +26,8 @@ lint:
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION) ./...
 
 # The tests start real servers. On Debian and Ubuntu they are installed when
-# they are missing; elsewhere put rabbitmq-server, redis-server, etcd and the
-# programs of PostgreSQL on the PATH.
+# they are missing; elsewhere put rabbitmq-server, redis-server, moto_server and
+# the programs of PostgreSQL on the PATH.
 deps:
 	@sh scripts/deps.sh
 

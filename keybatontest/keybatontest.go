@@ -23,6 +23,7 @@ import (
 	"github.com/keybaton/keybaton/api"
 	"github.com/keybaton/keybaton/client"
 	"github.com/keybaton/keybaton/internal/app"
+	"github.com/keybaton/keybaton/internal/provider"
 	"github.com/keybaton/keybaton/secret"
 )
 
@@ -40,6 +41,7 @@ type Config struct {
 	Name      string
 	MasterKey string
 	Lease     time.Duration
+	providers provider.Registry // over those of the program; for tests of its own
 }
 
 // Server is a running server.
@@ -65,6 +67,7 @@ func Start(t testing.TB, c Config) *Server {
 	a, err := app.Start(t.Context(), app.Settings{Data: filepath.Join(c.Dir, "data"), Config: filepath.Join(c.Dir, "config"), API: "127.0.0.1:0", Gateway: "127.0.0.1:0",
 		Store: c.Store, Name: c.Name, MasterKey: c.MasterKey, Lease: c.Lease,
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})), Alerts: log, Webhooks: c.Webhooks,
+		Providers: c.providers, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})), Alerts: log, Webhooks: c.Webhooks,
 		Poll: c.Poll, Report: 100 * time.Millisecond, Probe: 100 * time.Millisecond, Detect: 100 * time.Millisecond})
 	if err != nil {
 		t.Fatalf("starting the server: %v", err)

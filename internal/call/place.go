@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -45,8 +46,8 @@ func CompilePlace(p key.Place, parts []string) (Place, error) {
 		return Place{}, fmt.Errorf("place value: %w", err)
 	}
 	c.value = value
-	if p.User != "" && p.In != key.InBasic {
-		return Place{}, fmt.Errorf("%w: place: user is for %s only", key.ErrInvalid, key.InBasic)
+	if p.User != "" && p.In != key.InBasic && p.In != key.InSigV4 {
+		return Place{}, fmt.Errorf("%w: place: user is for %s and %s only", key.ErrInvalid, key.InBasic, key.InSigV4)
 	}
 	switch p.In {
 	case key.InHeader:
@@ -71,6 +72,11 @@ func CompilePlace(p key.Place, parts []string) (Place, error) {
 		if c.field, ok = path.fields(); !ok {
 			return Place{}, fmt.Errorf("%w: place: %q is not the path of a field; write it like $.auth.key", key.ErrInvalid, p.Name)
 		}
+	case key.InSigV4:
+		if c.user, err = compileTemplate(p.User, parts); err != nil {
+			return Place{}, fmt.Errorf("place user: %w", err)
+		}
+		return c, c.compileSigned(p)
 	case "":
 		return Place{}, key.WithHint(fmt.Errorf("%w: place: it is not said where the key rides", key.ErrInvalid),
 			`declare place, such as {header: Authorization, value: "Bearer {{key}}"}`)
@@ -145,11 +151,18 @@ func Hop(name string) bool {
 // In returns where the key rides: one of the key.In constants.
 func (p Place) In() string { return p.in }
 
+// Signs reports whether the key signs requests, so that each must be whole
+// before it can be sent: only [Rendered.Apply] puts such a key on one.
+func (p Place) Signs() bool { return p.in == key.InSigV4 }
+
 // Name returns the canonical name of the header, or of the parameter or field;
-// "Authorization" for basic, and "" for JSON.
+// "Authorization" for basic and signatures, and "" for JSON.
 func (p Place) Name() string {
-	if p.in == key.InJSON {
+	switch p.in {
+	case key.InJSON:
 		return ""
+	case key.InSigV4:
+		return "Authorization"
 	}
 	return p.name
 }
@@ -210,6 +223,14 @@ func (p Place) Render(parts secret.Parts) (Rendered, error) {
 		r.pair = url.QueryEscape(p.name) + "=" + url.QueryEscape(value)
 	case key.InJSON:
 		r.value = value
+	case key.InSigV4:
+		id, err := p.user.render(parts)
+		if err != nil {
+			return Rendered{}, err
+		}
+		if r.sign, err = p.renderSigned(id, value); err != nil {
+			return Rendered{}, err
+		}
 	default:
 		return Rendered{}, fmt.Errorf("%w: the key has no place", key.ErrInvalid)
 	}
@@ -241,6 +262,7 @@ type Rendered struct{ c func() *rendered }
 type rendered struct {
 	in, name, pair, value string
 	values, field         []string
+	sign                  *signing
 	needles               []string
 }
 
@@ -351,6 +373,8 @@ func (r Rendered) Apply(req *http.Request) error {
 	case key.InHeader, key.InBasic:
 		req.Header[c.name] = c.values
 		return nil
+	case key.InSigV4:
+		return c.sign.apply(req, time.Now())
 	case key.InQuery:
 		rest, _, _ := CutQuery(req.URL.RawQuery, c.name)
 		u := *req.URL
@@ -492,69 +516,6 @@ func JoinQuery(raw, pair string) string {
 		return pair
 	}
 	return raw + "&" + pair
-}
-
-// template is text with {{part}} in it.
-type template []segment
-
-type segment struct {
-	text string // literal text, or the name of a part
-	part bool
-}
-
-func compileTemplate(s string, parts []string) (template, error) {
-	var t template
-	for s != "" {
-		i := strings.Index(s, "{{")
-		if i < 0 {
-			t = append(t, segment{text: s})
-			break
-		}
-		j := strings.Index(s[i:], "}}")
-		if j < 0 {
-			return nil, fmt.Errorf("%w: {{ without }}", key.ErrInvalid)
-		}
-		name := strings.TrimSpace(s[i+2 : i+j])
-		if !slices.Contains(parts, name) {
-			return nil, fmt.Errorf("%w: {{%s}} is not a part of the key; its parts are %s", key.ErrInvalid, name, strings.Join(parts, ", "))
-		}
-		if i > 0 {
-			t = append(t, segment{text: s[:i]})
-		}
-		t = append(t, segment{text: name, part: true})
-		s = s[i+j+2:]
-	}
-	return t, nil
-}
-
-func (t template) hasPart() bool {
-	return slices.ContainsFunc(t, func(s segment) bool { return s.part })
-}
-
-func (t template) parts() []string {
-	var out []string
-	for _, s := range t {
-		if s.part && !slices.Contains(out, s.text) {
-			out = append(out, s.text)
-		}
-	}
-	return out
-}
-
-func (t template) render(p secret.Parts) (string, error) {
-	var b strings.Builder
-	for _, s := range t {
-		if !s.part {
-			b.WriteString(s.text)
-			continue
-		}
-		v, ok := p[s.text]
-		if !ok || v.IsZero() {
-			return "", key.WithHint(fmt.Errorf("%w: the key has no part %s", key.ErrInvalid, s.text), "set the key with all of its parts")
-		}
-		b.Write(v.Reveal())
-	}
-	return b.String(), nil
 }
 
 // FromBody returns what a body holds at the place of a key that rides in one,

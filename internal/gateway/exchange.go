@@ -108,6 +108,8 @@ func (x *Exchange) ready(h *Head, cr *credential) *Fault {
 		return disabled(cr)
 	case len(cr.slots) == 0:
 		return noKey(cr.id)
+	case cr.place.Signs():
+		return &Fault{501, "signing_unsupported", "this gateway does not sign requests; let the workload follow the key instead, with the client library, or read it: keybaton get", nil}
 	}
 	switch h.Method {
 	case "TRACE", "TRACK", "CONNECT":

@@ -60,6 +60,7 @@ const (
 	InQuery  = "query"  // Name is the parameter
 	InForm   = "form"   // Name is the field of an application/x-www-form-urlencoded body
 	InJSON   = "json"   // Name is the path of a field of a JSON body, such as $.auth.key
+	InSigV4  = "sigv4"  // nowhere: it signs requests by AWS Signature Version 4; Name is REGION/SERVICE, User the id, Value the secret
 
 	InConnection = "connection" // on no request: it logs in to connections that are not HTTP
 )
@@ -70,7 +71,7 @@ type Place struct {
 	In    string `json:"in,omitempty"`
 	Name  string `json:"name,omitempty"`
 	Value string `json:"value,omitempty"` // default "{{key}}"
-	User  string `json:"user,omitempty"`  // basic only
+	User  string `json:"user,omitempty"`  // basic and sigv4 only
 }
 
 // Probe is the cheap, read-only request that tells whether a version works.

@@ -66,7 +66,8 @@ type Driver interface {
 	Revoke(ctx context.Context, env Env, vendorID string) error
 }
 
-// Lister is a driver whose vendor can list keys.
+// Lister is a driver whose vendor can list keys. Where the list has no labels,
+// Abilities.List is false all the same: nothing is found by it.
 type Lister interface {
 	// List returns every key at the vendor that env's manager can see.
 	List(ctx context.Context, env Env) ([]Listed, error)

@@ -147,6 +147,11 @@ func (c *core) Describe(env provider.Env) provider.Info {
 	}
 	a := &info.Abilities
 	a.Issue, a.Revoke, a.List = len(c.Steps) > 0, c.Recipe.Revoke != nil, c.Recipe.List != nil
+	if a.List && c.Recipe.List.Name == nil {
+		// A stray of a lost answer cannot be told from somebody else's key: a
+		// person is asked, as where there is no list.
+		a.List = false
+	}
 	a.Disable, a.Max = c.Recipe.Disable != nil, c.Limits.Max
 	a.Roll, a.Grace = c.Rolls(), c.Grace
 	if c.Slots != nil {
@@ -195,16 +200,16 @@ func probeData(p *spec.Probe, v spec.Values) (*key.Probe, error) {
 			return nil, err
 		}
 	}
-	if p.JSON != nil {
-		b, err := encode(p.JSON, v)
-		if err != nil {
-			return nil, err
-		}
-		out.Body = string(b)
+	body, ctype, err := bodyOf(spec.Request{JSON: p.JSON, Form: p.Form}, v)
+	if err != nil {
+		return nil, err
+	}
+	if ctype != "" {
+		out.Body = string(body)
 		if out.Header == nil {
 			out.Header = map[string]string{}
 		}
-		out.Header["Content-Type"] = "application/json"
+		out.Header["Content-Type"] = ctype
 	}
 	return out, nil
 }

@@ -573,7 +573,11 @@ func TestCatalog(t *testing.T) {
 			t.Errorf("%s: a 500 to a creation is %s: %v", id, provider.KindOf(err), err)
 		}
 		for _, q := range seen.Requests() {
-			if _, u, _ := strings.Cut(q, " "); !strings.HasPrefix(u, i.Call.Upstream) || strings.Contains(u, "m4n4ger") {
+			host := i.Call.Upstream
+			if id == "aws-iam" {
+				host = "https://iam.amazonaws.com" // keys are made at one host and probed at another
+			}
+			if _, u, _ := strings.Cut(q, " "); !strings.HasPrefix(u, host) || strings.Contains(u, "m4n4ger") {
 				t.Errorf("%s: %s", id, q)
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -374,31 +372,4 @@ func take(x spec.Extract, a answer, v spec.Values) (any, error) {
 		return nil, errNothing
 	}
 	return m[len(m)-1], nil
-}
-
-// xmlText returns the text of the first element at path: local names from the
-// root's children on, whatever their namespace.
-func xmlText(body []byte, path []string) (string, bool) {
-	d := xml.NewDecoder(bytes.NewReader(body))
-	var at []string
-	var text strings.Builder
-	for {
-		t, err := d.Token()
-		if err != nil {
-			return "", false
-		}
-		switch e := t.(type) {
-		case xml.StartElement:
-			at = append(at, e.Name.Local)
-		case xml.CharData:
-			if len(at) > 0 && slices.Equal(at[1:], path) {
-				text.Write(e)
-			}
-		case xml.EndElement:
-			if len(at) > 0 && slices.Equal(at[1:], path) {
-				return strings.TrimSpace(text.String()), true
-			}
-			at = at[:max(0, len(at)-1)]
-		}
-	}
 }

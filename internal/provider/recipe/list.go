@@ -54,10 +54,9 @@ func (l lister) List(ctx context.Context, env provider.Env) ([]provider.Listed, 
 		if err != nil {
 			return nil, err
 		}
-		items, ok := c.Recipe.List.Items.Find(ans.doc)
-		rows, isArray := items.([]any)
-		if !ok || (!isArray && items != nil) {
-			return nil, c.odd(ans, "without a list at "+c.Recipe.List.Items.String())
+		rows, at, ok := c.rows(ans)
+		if !ok {
+			return nil, c.odd(ans, "without a list at "+at)
 		}
 		for _, row := range rows {
 			k, err := c.listed(row)
@@ -74,6 +73,18 @@ func (l lister) List(ctx context.Context, env provider.Env) ([]provider.Listed, 
 		}
 	}
 	return out, nil
+}
+
+// rows returns the items of one page, and where they were looked for.
+func (c *core) rows(a answer) (rows []any, at string, ok bool) {
+	l := c.Recipe.List
+	if l.XML != nil {
+		rows, ok = xmlRows(a.body, l.XML)
+		return rows, strings.Join(l.XML, "/"), ok
+	}
+	items, ok := l.Items.Find(a.doc)
+	rows, isArray := items.([]any)
+	return rows, l.Items.String(), ok && (isArray || items == nil)
 }
 
 // odd is an answer to a list that does not fit the recipe.

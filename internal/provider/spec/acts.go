@@ -220,7 +220,14 @@ func (p *parsing) list(o *object) {
 	}
 	ok := p.base.with(p.managerNames())
 	l := &list{Act: p.act(o, ok), Complete: o.flag("complete", true)}
-	if n := o.need("items", "items: $.keys"); n != nil {
+	if n := o.need("items", "items: $.keys"); n != nil && n.kind == isMap {
+		x := p.object(n, o.at("items"))
+		s, xn := x.text("xml")
+		if l.XML = strings.Split(s, "/"); xn == nil || len(l.XML) < 2 || slices.Contains(l.XML, "") {
+			p.add(n, o.at("items"), "items: {xml: Result/Keys/member}, with the element that holds them", "%q is no path of items", s)
+		}
+		x.done()
+	} else if n != nil {
 		l.Items = p.jsonPath(n, o.at("items"))
 	}
 	m := o.object("map")
@@ -307,10 +314,7 @@ func (p *parsing) probe(o *object) {
 	pr := &Probe{}
 	if n := o.need("request", "request: {path: /me}"); n != nil {
 		q := p.request(n, o.at("request"), p.base)
-		pr.Method, pr.Path, pr.Query, pr.Header, pr.JSON = q.Method, q.Path, q.Query, q.Header, q.JSON
-		if q.Form != nil {
-			p.add(n, o.at("request"), "method, path, query, header and json only", "a probe has no form")
-		}
+		pr.Method, pr.Path, pr.Query, pr.Header, pr.JSON, pr.Form = q.Method, q.Path, q.Query, q.Header, q.JSON, q.Form
 	}
 	pr.Rules = p.rules(o.list("classify"), o.at("classify"))
 	o.flag("pollutes_last_used", true) // for people

@@ -214,9 +214,9 @@ func (p *parsing) place(o *object, parts []string) (key.Place, call.Place) {
 		return key.Place{}, call.Place{}
 	}
 	var k key.Place
-	k.In = c.choice("in", "", key.InHeader, key.InBasic, key.InQuery, key.InForm, key.InJSON)
+	k.In = c.choice("in", "", key.InHeader, key.InBasic, key.InQuery, key.InForm, key.InJSON, key.InSigV4)
 	if c.get("in") == nil {
-		p.add(n, join(at, "in"), "in: header, basic, query, form or json", "this field is missing")
+		p.add(n, join(at, "in"), "in: header, basic, query, form, json or sigv4", "this field is missing")
 	}
 	k.Name, _ = c.text("name")
 	k.Value, _ = c.text("value")

@@ -152,6 +152,7 @@ type describe struct {
 type list struct {
 	Act
 	Items    call.Path
+	XML      []string // or local names of the XML elements that are the items
 	ID       call.Path
 	Name     *call.Path
 	Created  *call.Path
@@ -186,6 +187,7 @@ type Probe struct {
 	Query  []Named
 	Header []Named
 	JSON   *Tree
+	Form   []Named
 	Rules  []key.Rule
 }
 
