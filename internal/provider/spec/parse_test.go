@@ -83,6 +83,8 @@ func TestProblemsSayWhereAndWhatToWrite(t *testing.T) {
 		{"human without steps", "tested: doc", "tested: doc\nshape: human", `a vendor of shape human needs this field`},
 		{"soft", "revoke:", "soft: {disable: {request: {path: /x}}}\nrevoke:", `one of disable and enable is missing`},
 		{"paging", "  items: $.keys", "  items: $.keys\n  page: {kind: cursor}", `list.page.next: pages of kind cursor need this field; write next: $.next_cursor`},
+		{"items of XML", "  items: $.keys", "  items: {xml: keys}", `list.items: "keys" is no path of items; write items: {xml: Result/Keys/member}`},
+		{"signature", `place: {in: header, name: X-Token, value: "{{token}}"}`, `place: {in: sigv4, name: iam, user: "{{token}}", value: "{{token}}"}`, `needs the name of region and service, such as us-east-1/iam`},
 		{"usage", "revoke:", "usage: {from: list, granularity: 1s}\nrevoke:", `the list maps no last_used`},
 		{"duration", "revoke:", "propagation: {create: soon}\nrevoke:", `propagation.create: "soon" is no duration; write a duration such as 2s, 10m, 12h or 30d`},
 		{"generate", "create:", "generate: {sesame: {len: 20}}\ncreate:", `there is no secret part "sesame"`},
