@@ -41,6 +41,7 @@ type Config struct {
 	Name      string
 	MasterKey string
 	Lease     time.Duration
+
 	providers provider.Registry // over those of the program; for tests of its own
 }
 
@@ -66,7 +67,6 @@ func Start(t testing.TB, c Config) *Server {
 	log := &Buffer{}
 	a, err := app.Start(t.Context(), app.Settings{Data: filepath.Join(c.Dir, "data"), Config: filepath.Join(c.Dir, "config"), API: "127.0.0.1:0", Gateway: "127.0.0.1:0",
 		Store: c.Store, Name: c.Name, MasterKey: c.MasterKey, Lease: c.Lease,
-		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})), Alerts: log, Webhooks: c.Webhooks,
 		Providers: c.providers, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})), Alerts: log, Webhooks: c.Webhooks,
 		Poll: c.Poll, Report: 100 * time.Millisecond, Probe: 100 * time.Millisecond, Detect: 100 * time.Millisecond})
 	if err != nil {

@@ -1,7 +1,4 @@
 #!/bin/sh
-# Installs what the tests need and the machine lacks: rabbitmq-server (a real
-# vendor to rotate at), PostgreSQL (the store of several servers). With "bench":
-# nginx and wrk as well.
 # Installs what the tests need and the machine lacks: real vendors to rotate at
 # (RabbitMQ, Redis, PostgreSQL, and moto for AWS). With "bench": nginx and wrk as well.
 set -eu
@@ -10,7 +7,6 @@ have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 have rabbitmq-server || want="$want rabbitmq-server"
 have initdb || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || want="$want postgresql"
 have redis-server || want="$want redis-server"
-ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || want="$want postgresql"
 have gcc || want="$want gcc libc6-dev" # the race detector links with it
 if [ "${1:-}" = bench ]; then
 	have nginx || want="$want nginx-light"
