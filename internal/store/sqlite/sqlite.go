@@ -58,24 +58,34 @@ func Open(ctx context.Context, path string, o Options) (store.Store, error) {
 
 // open returns the connection for writing, too.
 func open(ctx context.Context, path string, o Options) (*sqlstore.Store, *sql.DB, error) {
-	path, unlock, err := claim(path)
+	c, err := config(path, o)
 	if err != nil {
 		return nil, nil, err
+	}
+	s, err := sqlstore.Open(ctx, c)
+	return s, c.Write, err
+}
+
+// config claims the file and connects to it.
+func config(path string, o Options) (sqlstore.Config, error) {
+	path, unlock, err := claim(path)
+	if err != nil {
+		return sqlstore.Config{}, err
 	}
 	write, err := connect(path, "immediate", "cache_size(-65536)") // KiB, for large updates
 	if err != nil {
 		_ = unlock()
-		return nil, nil, classify(err).Explain("opening the database", path, err)
+		return sqlstore.Config{}, classify(err).Explain("opening the database", path, err)
 	}
 	write.SetMaxOpenConns(1)
 	read, err := connect(path, "deferred", "query_only(1)")
 	if err != nil {
 		_, _ = write.Close(), unlock()
-		return nil, nil, classify(err).Explain("opening the database", path, err)
+		return sqlstore.Config{}, classify(err).Explain("opening the database", path, err)
 	}
 	read.SetMaxOpenConns(readers)
 	read.SetMaxIdleConns(readers)
-	s, err := sqlstore.Open(ctx, sqlstore.Config{
+	return sqlstore.Config{
 		Write:    write,
 		Read:     read,
 		Dialect:  dialect,
@@ -83,12 +93,11 @@ func open(ctx context.Context, path string, o Options) (*sqlstore.Store, *sql.DB
 		Now:      o.Now,
 		NewEpoch: o.NewEpoch,
 		Close:    unlock,
-	})
-	return s, write, err
+	}, nil
 }
 
 // dialect is that of SQLite. Its texts compare by their bytes.
-var dialect = sqlstore.Dialect{Goose: goose.DialectSQLite3, Classify: classify, Local: true,
+var dialect = sqlstore.Dialect{Goose: goose.DialectSQLite3, Classify: classify, Local: true, Integrity: `PRAGMA quick_check(1)`,
 	Tables: `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = $1`}
 
 // ReadSchema says which schema the file at path has, without changing it; none

@@ -106,8 +106,8 @@ func refused(t *testing.T, path string, want error, says ...string) {
 	}
 }
 
-// dump is everything that a store shows of what the tests write.
-type dump struct {
+// shown is everything that a store shows of what the tests write.
+type shown struct {
 	Revision    key.Revision
 	Credentials []key.Credential
 	Versions    []key.Version
@@ -116,7 +116,7 @@ type dump struct {
 	Due         time.Time
 }
 
-func read(t *testing.T, s store.Store) (d dump) {
+func read(t *testing.T, s store.Store) (d shown) {
 	t.Helper()
 	err := s.View(context.Background(), func(tx store.Tx) error {
 		var errs [6]error

@@ -47,6 +47,9 @@ type Dialect struct {
 	// a cancelled context then ends a transaction between two statements, never
 	// within one, and never leaves in doubt whether it was committed.
 	Local bool
+	// Integrity is a query whose only answer is "ok" when the database finds no
+	// damage in itself; "" is none.
+	Integrity string
 	// Undone reports whether the error of a commit proves that nothing was
 	// committed; nil: every error does.
 	Undone func(error) bool
@@ -88,6 +91,7 @@ type Config struct {
 type Store struct {
 	c           Config
 	write, read *pool
+	schema      int64 // that Attach found
 
 	mu      sync.Mutex
 	rev     key.Revision
@@ -105,7 +109,7 @@ var _ store.Store = (*Store)(nil)
 // newer than this program is [key.ErrNewer] and is left alone. When Open fails,
 // it closes what c holds.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	s := &Store{c: c, write: &pool{db: c.Write}, read: &pool{db: c.Read}, changed: make(chan struct{}), closed: make(chan struct{})}
+	s := newStore(c)
 	if err := s.open(ctx); err != nil {
 		_ = s.Close() // the first error is the one to tell
 		return nil, s.explain("opening the database", err)
