@@ -26,20 +26,24 @@ keybaton audit
 keybaton audit head
 keybaton audit list
 keybaton audit verify
+keybaton backup
 keybaton consumer
 keybaton consumer forget
 keybaton consumer list
 keybaton demo
 keybaton discover
+keybaton doctor
 keybaton get
 keybaton import
 keybaton list
 keybaton login
 keybaton migrate
+keybaton move
 keybaton recipe
 keybaton recipe check
 keybaton recipe list
 keybaton recipe try
+keybaton restore
 keybaton revoke
 keybaton rollback
 keybaton rotate

@@ -31,6 +31,7 @@ func run() int {
 func command(io cli.IO) *cobra.Command {
 	root := cli.Command(io)
 	root.AddCommand(serveCommand(), migrateCommand(), demoCommand(), recipeCommand())
+	root.AddCommand(backupCommand(io), restoreCommand(io), moveCommand(), doctorCommand(io))
 	return root
 }
 

@@ -106,6 +106,10 @@ func TestScripts(t *testing.T) {
 			"listen":      listen,
 			"small-disk":  smallDisk,
 			"json":        readJSON,
+			"damage":      damage,
+			"scribble":    scribble,
+			"address":     address,
+			"database":    newDatabase,
 		},
 	})
 }

@@ -24,3 +24,9 @@ func Explain(err error) (what, next string) {
 	}
 	return what, next
 }
+
+// IsRefused reports whether something was refused in the present state: what is
+// asked for is in use, is there already, or is another than was thought.
+func IsRefused(err error) bool {
+	return errors.Is(err, key.ErrConflict) || errors.Is(err, key.ErrExists) || errors.Is(err, key.ErrLocked)
+}

@@ -17,6 +17,9 @@ import (
 	"github.com/keybaton/keybaton/internal/link"
 )
 
+// cacheFile is the name of the gateway's sealed cache in the data directory.
+const cacheFile = "gateway.cache"
+
 // startGateway starts the gateway of this process. It uses the same line as a
 // remote one, straight into the handler, and returns when it can serve.
 func (a *App) startGateway(ctx, run context.Context) error {
@@ -37,7 +40,7 @@ func (a *App) startGateway(ctx, run context.Context) error {
 	_, _ = rand.Read(b)
 	boot := hex.EncodeToString(b)
 	a.link, err = link.New(link.Config{Server: "http://keybaton.local", Token: tok, Transport: link.HandlerTransport(a.handler),
-		CachePath: filepath.Join(a.set.Data, "gateway.cache"), CacheKey: cacheKey, Consumer: name, Boot: boot, Every: a.set.Report, Now: a.set.clock,
+		CachePath: filepath.Join(a.set.Data, cacheFile), CacheKey: cacheKey, Consumer: name, Boot: boot, Every: a.set.Report, Now: a.set.clock,
 		Event: func(e link.Event) {
 			if e.Err != nil {
 				a.log.Warn("gateway line", "event", string(e.Kind), "revision", e.Revision.String(), "error", e.Err)

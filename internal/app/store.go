@@ -96,7 +96,7 @@ func readStoreFile(path string) (secret.Value, error) {
 // shared reports whether other servers may work on the same store.
 func (s Settings) shared() bool { return !s.Store.IsZero() }
 
-func (s Settings) file() string { return filepath.Join(s.Data, "keybaton.db") }
+func (s Settings) file() string { return filepath.Join(s.Data, databaseFile) }
 
 // openStore opens the store; an error says what to do.
 func (a *App) openStore(ctx context.Context) error {
@@ -109,7 +109,7 @@ func (a *App) openStore(ctx context.Context) error {
 			return fmt.Errorf("opening the store: %w", err)
 		}
 		a.store = s
-		return nil
+		return checkOpen(ctx, s)
 	}
 	s, err := postgres.Open(ctx, string(a.set.Store.Reveal()), postgres.Options{Now: a.set.clock, Event: func(err error) {
 		if err != nil {
@@ -123,7 +123,7 @@ func (a *App) openStore(ctx context.Context) error {
 	}
 	a.store = s
 	a.set.Now = s.Now // one clock for every server
-	return nil
+	return checkOpen(ctx, s)
 }
 
 // Migrated says what became of a schema.

@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/keybaton/keybaton/internal/key"
 	"github.com/keybaton/keybaton/secret"
@@ -78,6 +81,57 @@ func LoadMaster(path string) (*Master, error) {
 			"put back the file that belongs to this store, or restore it from a backup")
 	}
 	return newMaster(path, raw[:n]), nil
+}
+
+// Text returns what the master key's file holds, for a backup that is encrypted.
+func (m *Master) Text() secret.Value {
+	raw := m.reveal()
+	defer clear(raw)
+	text := base64.StdEncoding.AppendEncode(nil, raw)
+	defer clear(text)
+	return secret.New(text)
+}
+
+// ParseMaster returns the master key of a text that [Master.Text] returned; path
+// is where it belongs.
+func ParseMaster(path string, text secret.Value) (*Master, error) {
+	b := text.Reveal()
+	defer clear(b)
+	raw := make([]byte, base64.StdEncoding.DecodedLen(len(b)))
+	defer clear(raw)
+	n, err := base64.StdEncoding.Strict().Decode(raw, b)
+	if err != nil || n != secret.KeySize {
+		return nil, fmt.Errorf("%w: a master key is %d bytes in base64", key.ErrInvalid, secret.KeySize)
+	}
+	return newMaster(path, raw[:n]), nil
+}
+
+// Same reports whether o is the same key, wherever it was read from.
+func (m *Master) Same(o *Master) bool {
+	a, b := m.reveal(), o.reveal()
+	defer clear(a)
+	defer clear(b)
+	return subtle.ConstantTimeCompare(a, b) == 1
+}
+
+// Save writes the master key to a new file at its path, of mode 0600. It fails
+// with fs.ErrExist if there is one.
+func (m *Master) Save() error {
+	text := m.Text().Reveal()
+	defer clear(text)
+	return createFile(m.path, append(text, '\n'))
+}
+
+// Opens proves that m unwraps every one of the data keys, as [Keyring.Check]
+// does, without a store. Without data keys, any master key does.
+func (m *Master) Opens(wrapped map[string][]byte) error {
+	k := New(m, nil)
+	for _, name := range slices.Sorted(maps.Keys(wrapped)) {
+		if _, err := k.unwrap(name, wrapped[name]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // LoadOrCreateMaster reads the master key from the file at path, or makes one

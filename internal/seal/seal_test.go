@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -423,6 +424,49 @@ func BenchmarkOpen(b *testing.B) {
 	for b.Loop() {
 		if _, err := k.Open(b.Context(), at, s); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A master key that goes through a backup is the same one, and is never put over
+// another.
+func TestMasterTextAndBack(t *testing.T) {
+	src := &memory{}
+	m := master(t, 1)
+	if err := seal.New(m, src).Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := src.DataKeys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "new", "master.key")
+	back, err := seal.ParseMaster(path, m.Text())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !back.Same(m) || back.Same(master(t, 2)) {
+		t.Error("two master keys are not told apart")
+	}
+	if err := back.Opens(keys); err != nil {
+		t.Error(err)
+	}
+	if err := master(t, 2).Opens(keys); !errors.Is(err, key.ErrConflict) || !hasHint(err) {
+		t.Errorf("another master key: got error %v, want %v", err, key.ErrConflict)
+	}
+	if err := back.Save(); err != nil {
+		t.Fatal(err)
+	}
+	read, err := seal.LoadMaster(path)
+	if err != nil || !read.Same(m) {
+		t.Errorf("what was saved is another one (%v)", err)
+	}
+	if err := back.Save(); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("saved over a file: got error %v", err)
+	}
+	for _, bad := range []string{"", "AAAA", "not base64 at all", strings.Repeat("A", 1000)} {
+		if _, err := seal.ParseMaster(path, secret.FromString(bad)); !errors.Is(err, key.ErrInvalid) || bad != "" && strings.Contains(err.Error(), bad) {
+			t.Errorf("%.10q: got error %v", bad, err)
 		}
 	}
 }
