@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/keybaton/keybaton/internal/app"
 	"github.com/keybaton/keybaton/internal/cli"
@@ -27,13 +29,31 @@ Nothing needs to be set up, and nothing is left behind.`,
 		Args: cli.Nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			asJSON, _ := cmd.Flags().GetBool("json")
-			_, err := demo.Run(cmd.Context(), demo.Config{Start: startDemo, Out: os.Stdout, JSON: asJSON, Keep: keep,
-				Terminal: terminal(os.Stdout) && !asJSON, Color: colored(os.Stdout)})
+			noColor, _ := cmd.Flags().GetBool("no-color")
+			cfg := demo.Config{Start: startDemo, Out: os.Stdout, JSON: asJSON, Keep: keep, Color: colored(os.Stdout) && !noColor}
+			if terminal(os.Stdout) && !asJSON && os.Getenv("TERM") != "dumb" {
+				cfg.Size = size
+			}
+			_, err := demo.Run(cmd.Context(), cfg)
+			if errors.Is(err, demo.ErrStopped) {
+				return cli.Fail(exitStopped, err.Error(), "")
+			}
 			return explained(err)
 		},
 	}
-	cmd.Flags().BoolVar(&keep, "keep", false, "leave everything running until Ctrl-C, and print address and token")
+	cmd.Flags().BoolVar(&keep, "keep", false, "leave everything running until Ctrl-C, and print address and tokens")
 	return cmd
+}
+
+// exitStopped is what shells say of a program that Ctrl-C ended.
+const exitStopped = 130
+
+// size returns the size of the terminal at standard output, in characters.
+func size() (cols, rows int) {
+	if w, h, err := term.GetSize(int(os.Stdout.Fd())); err == nil && w > 0 && h > 0 {
+		return w, h
+	}
+	return 80, 24
 }
 
 // startDemo starts a server at the demo's pace: gates are looked at often, as

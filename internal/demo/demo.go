@@ -4,7 +4,7 @@
 // the API and knows nothing that any other user could not know.
 //
 // It leaves nothing behind: what it starts, it stops, and its directory is
-// removed.
+// removed; where it was killed, by the next demo.
 package demo
 
 import (
@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/keybaton/keybaton/api"
@@ -36,14 +37,14 @@ type Server struct {
 type Config struct {
 	// Start starts a server that keeps everything under dir and works at the
 	// demo's pace.
-	Start    func(ctx context.Context, dir string) (Server, error)
-	Out      io.Writer
-	Terminal bool // Out is a terminal: draw in place
-	Color    bool
-	JSON     bool // one object at the end and nothing else
-	Keep     bool // stay until the context ends
-	Callers  int  // default 8
-	Rate     int  // requests a second of each caller; default 50
+	Start   func(ctx context.Context, dir string) (Server, error)
+	Out     io.Writer
+	Size    func() (cols, rows int) // of the terminal that Out is, asked at each draw; nil: it is none, and nothing is drawn in place
+	Color   bool
+	JSON    bool // one object at the end of the story and nothing else
+	Keep    bool // stay until the context ends
+	Callers int  // default 8
+	Rate    int  // requests a second of each caller; default 50
 }
 
 // The demo's pace, which it states.
@@ -68,6 +69,16 @@ type Result struct {
 	Alerts    []Alert   `json:"alerts"`
 	Seconds   float64   `json:"seconds"`
 	Errors    []string  `json:"errors,omitempty"` // of failed requests, the first few
+	Kept      *Kept     `json:"kept,omitempty"`   // what still runs
+}
+
+// Kept is where everything runs until the demo is stopped.
+type Kept struct {
+	API               string `json:"api"`     // base URL
+	Gateway           string `json:"gateway"` // base URL
+	Vendor            string `json:"vendor"`  // base URL
+	TokenFile         string `json:"token_file"`
+	ConsumerTokenFile string `json:"consumer_token_file"` // of a token that may call the service and read its key
 }
 
 // Version is one version of the story's credential.
@@ -99,8 +110,13 @@ type Alert struct {
 // proven dead.
 var ErrFailed = errors.New("the demo did not end as it should")
 
+// ErrStopped is returned when ctx ended before the story did. Nothing is left
+// behind then, too.
+var ErrStopped = errors.New("the demo was stopped before its end; nothing is left behind")
+
 // Run tells the story and returns what was seen. It blocks until the story is
-// over, and with Keep until ctx ends.
+// over, and with Keep until ctx ends. What demos left behind that were killed
+// is removed first.
 func Run(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Callers == 0 {
 		cfg.Callers = 8
@@ -108,11 +124,20 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	if cfg.Rate == 0 {
 		cfg.Rate = 50
 	}
-	dir, err := os.MkdirTemp("", "keybaton-demo-")
+	dir, remove, err := scratch(os.TempDir())
 	if err != nil {
 		return Result{}, fmt.Errorf("making a directory for the demo: %w", err)
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	defer remove()
+	res, err := run(ctx, cfg, dir)
+	if err != nil && ctx.Err() != nil {
+		err = ErrStopped
+	}
+	return res, err
+}
+
+// run is Run in a directory of its own.
+func run(ctx context.Context, cfg Config, dir string) (Result, error) {
 	v, stop, err := startVendor()
 	if err != nil {
 		return Result{}, err
@@ -127,7 +152,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	s := &story{cfg: cfg, vendor: v.vendor, vendorURL: v.url, server: srv, client: c, screen: newScreen(cfg), began: time.Now()}
+	s := &story{cfg: cfg, dir: dir, vendor: v.vendor, vendorURL: v.url, server: srv, client: c, screen: newScreen(cfg), began: time.Now()}
 	story, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	res, err := s.tell(story)
@@ -138,7 +163,7 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		return res, err
 	}
 	if cfg.Keep {
-		s.keep(ctx)
+		<-ctx.Done()
 	}
 	return res, nil
 }
@@ -181,6 +206,8 @@ policies:
 
 type story struct {
 	cfg       Config
+	dir       string
+	kept      *Kept // with Keep
 	vendor    *vendortest.Vendor
 	vendorURL string
 	server    Server
@@ -232,6 +259,11 @@ func (s *story) tell(ctx context.Context) (Result, error) {
 	s.screen.note("The old key is " + words(r.Proof) + ". Waiting for the warm spare.")
 	if err := s.until(ctx, "a spare", func(c api.Credential) bool { return c.Slots.Fallback != 0 && c.Rotation == nil }); err != nil {
 		return Result{}, err
+	}
+	if s.cfg.Keep {
+		if err := s.keep(ctx); err != nil {
+			return Result{}, err
+		}
 	}
 	alert, err := s.betrayal(ctx)
 	if err != nil {
@@ -340,7 +372,7 @@ func (s *story) betrayal(ctx context.Context) (*Alert, error) {
 		for _, a := range as {
 			if a.Severity == "critical" && s.traffic.fallbacks.Load() > 0 {
 				found := &Alert{Service: a.Service, Error: a.Error, Timestamp: a.Started, Environment: a.Environment, Kind: a.Kind, Cause: a.Cause, AfterMS: time.Since(at).Milliseconds()}
-				s.screen.alert(a, time.Since(at))
+				s.screen.alert(a, time.Since(at), s.kept)
 				return found, s.steady(ctx, 2*time.Second) // and the callers go on
 			}
 		}
@@ -355,7 +387,7 @@ func (s *story) betrayal(ctx context.Context) (*Alert, error) {
 
 func (s *story) result(ctx context.Context, r api.Rotation, a *Alert) Result {
 	t := s.traffic
-	res := Result{Requests: t.requests.Load(), Failed: t.failed.Load(), Fallbacks: t.fallbacks.Load(), OldKey: r.Proof, Seconds: round(time.Since(s.began)), Errors: t.errors(), Alerts: []Alert{}, Versions: []Version{}, Steps: []Step{}}
+	res := Result{Requests: t.requests.Load(), Failed: t.failed.Load(), Fallbacks: t.fallbacks.Load(), OldKey: r.Proof, Seconds: round(time.Since(s.began)), Errors: t.errors(), Kept: s.kept, Alerts: []Alert{}, Versions: []Version{}, Steps: []Step{}}
 	if a != nil {
 		res.Alerts = append(res.Alerts, *a)
 	}
@@ -375,8 +407,18 @@ func (s *story) result(ctx context.Context, r api.Rotation, a *Alert) Result {
 
 func round(d time.Duration) float64 { return float64(d.Milliseconds()/10) / 100 }
 
-// keep leaves everything running until ctx ends.
-func (s *story) keep(ctx context.Context) {
-	s.screen.kept(s.server, s.vendorURL)
-	<-ctx.Done()
+// keep prepares for people who look at what still runs: a token of their own
+// may call the service and read its key.
+func (s *story) keep(ctx context.Context) error {
+	k := Kept{API: s.server.API, Gateway: s.server.Gateway, Vendor: s.vendorURL, TokenFile: s.server.File, ConsumerTokenFile: filepath.Join(s.dir, "consumer.token")}
+	token, _, err := s.client.CreateToken(ctx, client.TokenOptions{Name: "demo-reader", Role: "consumer", Kind: "reader", Refresh: quiet,
+		Grants: []api.Grant{{Environment: id.Environment, Services: []string{id.Service}}}})
+	if err != nil {
+		return fmt.Errorf("making a token to look with: %w", err)
+	}
+	if err := client.WriteTokenFile(k.ConsumerTokenFile, token); err != nil {
+		return fmt.Errorf("writing a token to look with: %w", err)
+	}
+	s.kept = &k
+	return nil
 }

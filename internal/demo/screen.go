@@ -3,10 +3,12 @@ package demo
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
+
+	"charm.land/lipgloss/v2"
 
 	"github.com/keybaton/keybaton/api"
 )
@@ -16,8 +18,7 @@ import (
 type screen struct {
 	cfg   Config
 	mu    sync.Mutex
-	block int               // lines of the block that is drawn in place
-	rot   *api.Rotation     // as last shown
+	block []int             // columns of each line of the block that is drawn in place
 	said  map[string]string // step to what was last said of it
 	drawn time.Time
 }
@@ -41,10 +42,19 @@ func (s *screen) paint(sgr, text string) string {
 	return "\x1b[" + sgr + "m" + text + "\x1b[0m"
 }
 
+// line writes one line; on a terminal it is broken between words, and what
+// follows is indented like its beginning.
 func (s *screen) line(text string) {
-	if !s.cfg.JSON {
-		_, _ = fmt.Fprintln(s.cfg.Out, text)
+	if s.cfg.JSON {
+		return
 	}
+	if s.cfg.Size != nil {
+		cols, _ := s.cfg.Size()
+		if lead := text[:len(text)-len(strings.TrimLeft(text, " "))]; lipgloss.Width(text) >= cols && cols > 2*len(lead)+20 {
+			text = lead + strings.ReplaceAll(lipgloss.Wrap(text[len(lead):], cols-1-len(lead), ""), "\n", "\n"+lead)
+		}
+	}
+	_, _ = fmt.Fprintln(s.cfg.Out, text)
 }
 
 func (s *screen) title(title, sub string) {
@@ -65,18 +75,29 @@ func (s *screen) note(text string) {
 }
 
 // settle leaves the block as it is.
-func (s *screen) settle() { s.block, s.rot = 0, nil }
+func (s *screen) settle() { s.block = nil }
 
-// draw replaces the block.
+// draw replaces the block. The terminal may have another size each time: lines
+// are cut to its width, and the last of them are shown where it has few rows.
+// A line that was drawn on a wider terminal has been broken into several.
 func (s *screen) draw(lines []string) {
+	cols, rows := s.cfg.Size()
+	cols, rows = max(cols, 2), max(rows, 2)
+	up := 0
+	for _, w := range s.block {
+		up += max(1, (w+cols-1)/cols)
+	}
 	var b strings.Builder
-	if s.block > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", s.block)
+	if up = min(up, rows-1); up > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", up)
 	}
-	for _, l := range lines {
-		b.WriteString("\r\x1b[2K" + l + "\n")
+	b.WriteString("\r\x1b[J")
+	s.block = s.block[:0]
+	for _, l := range lines[max(0, len(lines)-(rows-1)):] {
+		l = clip(l, cols-1) // the last column is left free: some terminals break a line there
+		s.block = append(s.block, lipgloss.Width(l))
+		b.WriteString(l + "\n")
 	}
-	s.block = len(lines)
 	_, _ = fmt.Fprint(s.cfg.Out, b.String())
 }
 
@@ -87,11 +108,10 @@ func (s *screen) rotation(r api.Rotation, t *traffic) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.cfg.Terminal {
+	if s.cfg.Size == nil {
 		s.lines(r, t)
 		return
 	}
-	s.rot = &r
 	var out []string
 	for _, st := range r.Steps {
 		if st.State == api.StepSkipped {
@@ -116,17 +136,42 @@ func (s *screen) step(st api.Step, r api.Rotation) string {
 			}
 		}
 	}
-	return fmt.Sprintf("  %s %-10s %8s  %s", mark, st.Name, took, s.paint(dim, clip(text, 92)))
+	return fmt.Sprintf("  %s %-10s %8s  %s", mark, st.Name, took, s.paint(dim, text))
 }
 
-// clip cuts a text to n characters, so that a line stays a line.
+// clip cuts a text to n columns. What colours it takes no column, and is kept
+// also behind the cut, where it ends what has begun.
 func clip(s string, n int) string {
-	if r := []rune(s); len(r) > n {
-		return string(r[:n-1]) + "…"
+	if lipgloss.Width(s) <= n {
+		return s
 	}
-	return s
+	var b strings.Builder
+	for w, cut := 0, false; s != ""; {
+		if strings.HasPrefix(s, "\x1b[") {
+			end := strings.IndexByte(s, 'm') + 1
+			if end == 0 {
+				break
+			}
+			b.WriteString(s[:end])
+			s = s[end:]
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(s)
+		s = s[size:]
+		if cut {
+			continue
+		}
+		if w += lipgloss.Width(string(r)); w > n-1 {
+			b.WriteString("…")
+			cut = true
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
 }
 
+// barWidth is the width of the traffic's bar, in columns, where there is room.
 const barWidth = 40
 
 // trafficLines shows who answers, and how it goes.
@@ -141,17 +186,26 @@ func (s *screen) trafficLines(t *traffic) []string {
 	// Versions take turns, so that a version keeps its look while others come and go.
 	glyphs, colors := []string{"█", "▓", "▒"}, []string{cyan, green, yellow}
 	bar, legend := "", ""
-	for _, sh := range t.shares() {
-		g, c := glyphs[sh.version%len(glyphs)], colors[sh.version%len(colors)]
-		bar += s.paint(c, strings.Repeat(g, int(sh.part*barWidth+0.5)))
+	look := func(sh share) (glyph, color string) {
+		return glyphs[sh.version%len(glyphs)], colors[sh.version%len(colors)]
+	}
+	shares := t.shares()
+	for _, sh := range shares {
+		g, c := look(sh)
 		legend += fmt.Sprintf("   %s v%d %.0f %%", s.paint(c, g), sh.version, 100*sh.part)
+	}
+	cols, _ := s.cfg.Size()
+	width := float64(max(8, min(barWidth, cols-3-lipgloss.Width(legend))))
+	for _, sh := range shares {
+		g, c := look(sh)
+		bar += s.paint(c, strings.Repeat(g, int(sh.part*width+0.5)))
 	}
 	return []string{line, "  " + bar + legend}
 }
 
 // counts refreshes the traffic where nothing else moves.
 func (s *screen) counts(t *traffic) {
-	if s.cfg.JSON || !s.cfg.Terminal || t == nil {
+	if s.cfg.JSON || s.cfg.Size == nil || t == nil {
 		return
 	}
 	s.mu.Lock()
@@ -187,7 +241,7 @@ func (s *screen) lines(r api.Rotation, t *traffic) {
 	}
 }
 
-func (s *screen) alert(a api.Alert, after time.Duration) {
+func (s *screen) alert(a api.Alert, after time.Duration, kept *Kept) {
 	if s.cfg.JSON {
 		return
 	}
@@ -197,7 +251,11 @@ func (s *screen) alert(a api.Alert, after time.Duration) {
 	s.line("")
 	s.line(fmt.Sprintf("  %s %s/%s v%d: %s, %d ms after it was revoked", s.paint(red, "ALERT"), a.Service, a.Environment, a.Version, a.Error, after.Milliseconds()))
 	s.line("        " + a.Cause)
-	s.line("        fix: " + s.paint(bold, a.Fix))
+	fix := a.Fix
+	if kept != nil {
+		fix += " --addr " + kept.API + " --token-file " + kept.TokenFile
+	}
+	s.line("        fix: " + s.paint(bold, fix))
 	s.line("")
 }
 
@@ -244,17 +302,36 @@ func (s *screen) summary(r Result) {
 		s.line("  " + s.paint(red, "failure") + "    " + e)
 	}
 	s.line("")
-	s.line(fmt.Sprintf("  %.0f seconds; nothing is left behind. Your own service in five minutes: see the README.", r.Seconds))
+	if s.line(fmt.Sprintf("  %.0f seconds%s. Your own service in five minutes: see the README.", r.Seconds, ends(r.Kept))); r.Kept != nil {
+		s.kept(*r.Kept)
+	}
 	s.line("")
 }
 
-// kept says where everything still runs.
-func (s *screen) kept(srv Server, vendor string) {
-	out := s.cfg.Out
-	b, _ := os.ReadFile(srv.File)
-	token := strings.TrimSpace(string(b))
-	_, _ = fmt.Fprintf(out, "  Still running until Ctrl-C:\n    API      %s\n    gateway  %s\n    vendor   %s\n    token    %s\n\n    export KEYBATON_ADDR=%s KEYBATON_TOKEN=%s\n    keybaton status billing-api --env prod\n\n",
-		srv.API, srv.Gateway, vendor, token, srv.API, token)
+func ends(k *Kept) string {
+	if k != nil {
+		return ", and everything still runs"
+	}
+	return "; nothing is left behind"
+}
+
+// kept says where everything still runs, and how it is looked at. What is to be
+// copied is not broken.
+func (s *screen) kept(k Kept) {
+	at := " --addr " + k.API + " --token-file "
+	_, _ = fmt.Fprintf(s.cfg.Out, `
+  Until Ctrl-C, which leaves nothing behind:
+    API             %s
+    gateway         %s
+    vendor          %s
+    admin token     %s
+    consumer token  %s
+
+  keybaton status %s --env %s%s
+  keybaton get %s --env %s%s
+  curl -H "Keybaton-Token: $(cat %s)" %s/%s/v1/invoices/1
+`, k.API, k.Gateway, k.Vendor, k.TokenFile, k.ConsumerTokenFile,
+		id.Service, id.Environment, at+k.TokenFile, id.Service, id.Environment, at+k.ConsumerTokenFile, k.ConsumerTokenFile, k.Gateway, id.Service)
 }
 
 // thousands writes n with commas.
