@@ -118,12 +118,8 @@ func (x *Exchange) ready(h *Head, cr *credential) *Fault {
 	if f := x.checkConnection(h, cr); f != nil {
 		return f
 	}
-	if cr.upstream.RawPath != "" {
-		for seg := range strings.SplitSeq(h.Path[x.prefix:], "/") {
-			if call.Dotted(seg) {
-				return badRequest("bad_path", "the path has '.' or '..' segments, which could leave the upstream's prefix; send it without them")
-			}
-		}
+	if cr.upstream.RawPath != "" && climbs(h.Path[x.prefix:]) {
+		return badRequest("bad_path", "the path has a '.' or '..' segment, plain or encoded, which could leave the upstream's prefix; send it without")
 	}
 	if cr.place.In() == key.InQuery {
 		x.query, _, _ = call.CutQuery(x.query, cr.place.Name())

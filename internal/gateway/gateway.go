@@ -85,8 +85,13 @@ type snapshot struct {
 	creds    map[key.CredentialID]*credential
 	services map[string][]*credential // sorted by environment
 	envs     map[string]bool
+	places   []*credential // one for each place where a token may be; maxPlaces at most
 	tokens   map[[32]byte]*consumer
 }
+
+// maxPlaces bounds how many places are looked at for the token of a request
+// that names no service.
+const maxPlaces = 32
 
 type consumer struct {
 	name    string
@@ -198,6 +203,7 @@ func (c *Core) swapLocked(next *snapshot) {
 	for _, list := range next.services {
 		slices.SortFunc(list, func(a, b *credential) int { return a.id.Compare(b.id) })
 	}
+	next.places = places(next.creds)
 	old := c.snap.Swap(next)
 	if old != nil {
 		for id, cr := range old.creds {
@@ -210,6 +216,27 @@ func (c *Core) swapLocked(next *snapshot) {
 	case c.wake <- struct{}{}:
 	default:
 	}
+}
+
+// places returns one credential for each header and parameter in which creds
+// have their keys.
+func places(creds map[key.CredentialID]*credential) []*credential {
+	type place struct {
+		in, name string
+		affixes  [2]string
+	}
+	seen := map[place]bool{}
+	var out []*credential
+	for _, cr := range creds {
+		p := place{cr.place.In(), cr.place.Name(), cr.affixes}
+		if p.name == "" || cr.place.InBody() || seen[p] {
+			continue
+		}
+		if seen[p] = true; len(seen) <= maxPlaces {
+			out = append(out, cr)
+		}
+	}
+	return out
 }
 
 // compileLocked returns lc compiled. was is what the credential was before; its

@@ -62,6 +62,10 @@ func expiredToken(name string) *Fault {
 	return &Fault{401, "expired_token", "the Keybaton token " + name + " has expired; create a new one with: keybaton token create", key.ErrNoToken}
 }
 
+func twoTokens(name string) *Fault {
+	return &Fault{400, "two_tokens", "the request carries another Keybaton token beside that of " + name + "; send one alone", key.ErrInvalid}
+}
+
 func notGranted(name string, id key.CredentialID) *Fault {
 	return &Fault{403, "not_granted", "the token " + name + " may not call " + id.String() + "; create one that may: keybaton token create NAME --service " + id.Service + " --env " + id.Environment, key.ErrDenied}
 }

@@ -3,19 +3,14 @@ package gateway
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
 	"github.com/keybaton/keybaton/internal/call"
 	"github.com/keybaton/keybaton/internal/key"
 )
-
-// Header is what the core reads of a request's header, by canonical name;
-// http.Header has it.
-type Header interface {
-	Get(name string) string
-	Values(name string) []string
-}
 
 // Body gives the core the whole body of a request, for the few credentials
 // whose key rides in it. An error is relayed as it is when it is a [*Fault].
@@ -27,7 +22,7 @@ type Head struct {
 	Host       string // as the caller sent it
 	Path       string // escaped, as the caller sent it
 	Query      string // raw
-	Header     Header
+	Header     http.Header
 	Body       Body // asked only where a key rides in the body; may be nil
 	Replayable bool // the body, if any, is known to be small enough to be sent again
 }
@@ -98,8 +93,12 @@ func splitHost(host string) (service, env string, ok bool) {
 	return service, env, ok && service != "" && env != "" && strings.IndexByte(env, '.') < 0
 }
 
-// maxToken is the longest token that is looked at, in bytes.
-const maxToken = 512
+// Tokens are of 22 digits at least, and no longer one is looked at than the
+// second says; in bytes.
+const (
+	minToken = 22
+	maxToken = 512
+)
 
 // seeker looks for a token in the places where it may be, and notes which
 // headers and parameters hold it, so that they are not forwarded.
@@ -108,6 +107,7 @@ type seeker struct {
 	found *consumer
 	token string
 	tried bool // something that could have been a token was there
+	other bool // and another token that is known
 }
 
 // try looks at one text that may be a token, and reports whether it is the
@@ -117,16 +117,25 @@ func (k *seeker) try(t string) bool {
 		return false
 	}
 	if k.found != nil {
-		return t == k.token
+		if t == k.token {
+			return true
+		}
+		k.other = k.other || len(t) >= minToken && k.known(t) != nil
+		return false
 	}
 	k.tried = true
-	var buf [maxToken]byte
-	n := copy(buf[:], t)
-	if p := k.s.tokens[sha256.Sum256(buf[:n])]; p != nil {
+	if p := k.known(t); p != nil {
 		k.found, k.token = p, t
 		return true
 	}
 	return false
+}
+
+// known returns whose token t is; nil: nobody's.
+func (k *seeker) known(t string) *consumer {
+	var buf [maxToken]byte
+	n := copy(buf[:], t)
+	return k.s.tokens[sha256.Sum256(buf[:n])]
 }
 
 // header looks at a header value: whole, after its first word, and as basic
@@ -162,6 +171,10 @@ func (x *Exchange) seek(h *Head, s *snapshot, cands []*credential) (*consumer, *
 		k.header(v) // never forwarded: it belongs to this hop
 	}
 	x.query = h.Query
+	routed := len(cands) > 0
+	if !routed {
+		cands = s.places // it is not said which service: the token may be where any has its key
+	}
 	for _, cr := range cands {
 		switch cr.place.In() {
 		case key.InHeader:
@@ -183,20 +196,119 @@ func (x *Exchange) seek(h *Head, s *snapshot, cands []*credential) (*consumer, *
 	if v := h.Header.Get("Authorization"); v != "" && k.header(v) {
 		x.stripHeader("Authorization")
 	}
-	if k.found == nil && len(cands) == 1 && cands[0].place.InBody() && h.Body != nil {
+	if k.found == nil && routed && len(cands) == 1 && cands[0].place.InBody() && h.Body != nil {
 		b, err := h.Body.Whole()
 		if err != nil {
 			return nil, asFault(err)
 		}
 		k.try(cands[0].place.FromBody(b))
 	}
-	switch {
-	case k.found != nil:
-		return k.found, nil
-	case k.tried:
-		return nil, badToken()
+	if k.found == nil {
+		if k.tried {
+			return nil, badToken()
+		}
+		return nil, noToken()
 	}
-	return nil, noToken()
+	x.sweep(h, &k)
+	if k.other {
+		return nil, twoTokens(k.found.name)
+	}
+	return k.found, nil
+}
+
+// sweep takes the caller's token out of all that is forwarded, wherever else it
+// is, and notes whether there is another known one. A header that holds it goes
+// as a whole, so cookies do.
+func (x *Exchange) sweep(h *Head, k *seeker) {
+	for name, values := range h.Header {
+		ours := strings.HasPrefix(name, "Keybaton-") || name == "Proxy-Authorization" // never forwarded
+		for _, v := range values {
+			if len(v) < minToken {
+				continue
+			}
+			if held := k.header(v); !ours && (held || strings.Contains(v, k.token)) {
+				x.stripHeader(name)
+			}
+			if name == "Cookie" {
+				for c := range strings.SplitSeq(v, ";") {
+					_, c, _ = strings.Cut(c, "=")
+					k.try(strings.Trim(c, ` "`))
+				}
+			}
+		}
+	}
+	if len(x.query) < minToken {
+		return
+	}
+	kept, cut := "", false
+	for pair := range strings.SplitSeq(x.query, "&") {
+		_, v, _ := strings.Cut(pair, "=")
+		if strings.IndexByte(pair, '%') >= 0 {
+			if u, err := url.QueryUnescape(v); err == nil {
+				v = u
+			}
+		}
+		if k.try(v) || strings.Contains(pair, k.token) || strings.Contains(v, k.token) {
+			if !cut {
+				kept, cut = x.query[:strings.Index(x.query, pair)], true
+				kept = strings.TrimSuffix(kept, "&")
+			}
+			continue
+		}
+		if cut {
+			if kept != "" {
+				kept += "&"
+			}
+			kept += pair
+		}
+	}
+	if cut {
+		x.query = kept
+	}
+}
+
+// climbs reports whether a vendor might read path as leading out of where it
+// begins: whether it has a segment "." or ".." as it is, or decoded once or
+// twice, where a backslash may be a slash and a semicolon may end a segment.
+func climbs(path string) bool {
+	for range 3 {
+		for path := path; ; {
+			i := strings.IndexAny(path, `/\`)
+			seg := path
+			if i >= 0 {
+				seg = path[:i]
+			}
+			if seg, _, _ = strings.Cut(seg, ";"); seg == "." || seg == ".." {
+				return true
+			}
+			if i < 0 {
+				break
+			}
+			path = path[i+1:]
+		}
+		if strings.IndexByte(path, '%') < 0 {
+			return false
+		}
+		path = unescape(path)
+	}
+	return false
+}
+
+// unescape decodes what is well-formed of s, and leaves the rest.
+func unescape(s string) string {
+	var b strings.Builder
+	b.Grow(len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if u, err := url.PathUnescape(s[i : i+3]); err == nil {
+				b.WriteString(u)
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
 }
 
 // affixed looks at v without the text that the credential's template puts
