@@ -149,6 +149,7 @@ type Change struct {
 	Name   string         `json:"name"`
 	Fields []ChangedField `json:"fields" nullable:"false" doc:"those that change"`
 	Note   string         `json:"note,omitempty"`
+	Moves  []string       `json:"moves,omitempty" doc:"the live keys that would be sent to another host, in words, one for each credential"`
 }
 
 // ChangedField is one field of a [Change]; an empty value is unsaid.

@@ -61,7 +61,7 @@ func ParseUpstream(s string) (*url.URL, error) {
 	case dotted(u.EscapedPath()):
 		return bad("its path must not have '.' or '..' segments")
 	}
-	if a, err := netip.ParseAddr(u.Hostname()); err == nil && Metadata(a) {
+	if key.MetadataHost(u.Hostname()) {
 		return bad("it is a cloud's metadata address")
 	}
 	u.Host = strings.ToLower(u.Host)
@@ -70,42 +70,9 @@ func ParseUpstream(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// metadata are the addresses at which clouds hand out machine credentials.
-func metadata() []netip.Prefix {
-	return []netip.Prefix{
-		netip.MustParsePrefix("169.254.0.0/16"), // link-local, with 169.254.169.254 and 169.254.170.2
-		netip.MustParsePrefix("fe80::/10"),
-		netip.MustParsePrefix("fd00:ec2::254/128"),
-		netip.MustParsePrefix("100.100.100.200/32"),
-		netip.MustParsePrefix("192.0.0.192/32"),
-		netip.MustParsePrefix("168.63.129.16/32"),
-	}
-}
-
-// Metadata reports whether a is, or embeds, an address at which a cloud hands
-// out machine credentials. No key and no request ever goes there.
-func Metadata(a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
-	if a.Is6() {
-		b := a.As16()
-		switch {
-		case b[0] == 0x00 && b[1] == 0x64 && b[2] == 0xff && b[3] == 0x9b: // NAT64, RFC 6052
-			if Metadata(netip.AddrFrom4([4]byte(b[12:16]))) {
-				return true
-			}
-		case b[0] == 0x20 && b[1] == 0x02: // 6to4, RFC 3056
-			if Metadata(netip.AddrFrom4([4]byte(b[2:6]))) {
-				return true
-			}
-		}
-	}
-	for _, p := range metadata() {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
-}
+// Metadata reports whether a is an address of which [key.Metadata] says so. No
+// key and no request ever goes there.
+func Metadata(a netip.Addr) bool { return key.Metadata(a) }
 
 // dotted reports whether an escaped path has a segment that is "." or "..",
 // however it is escaped.

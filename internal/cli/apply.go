@@ -2,6 +2,7 @@ package cli
 
 import (
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +16,8 @@ func (s *session) applyCmd() *cobra.Command {
 		Use:   "apply [-f keybaton.yaml]",
 		Short: "Change what is managed to what a file says",
 		Long: "The plan is shown first; on a terminal you are asked before anything changes. What is not in the file is left alone,\n" +
-			"unless --prune says to delete it. The change is made whole or not at all.",
+			"unless --prune says to delete it. The change is made whole or not at all.\n" +
+			"Off a terminal, what deletes or sends live keys to another host is refused without --yes.",
 		Args: nothing,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			text, err := s.readAll(file)
@@ -31,11 +33,15 @@ func (s *session) applyCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			changes := 0
+			changes, deleted, moved := 0, 0, 0
 			for _, ch := range plan.Changes {
 				if ch.Action != api.ActionKeep {
 					changes++
 				}
+				if ch.Action == api.ActionDelete {
+					deleted++
+				}
+				moved += len(ch.Moves)
 			}
 			if !s.json {
 				s.plan(plan.Changes)
@@ -49,7 +55,22 @@ func (s *session) applyCmd() *cobra.Command {
 				}
 				return nil
 			}
-			if err := s.confirm("apply "+things(changes, "change")+"?", yes || s.json); err != nil {
+			var grave []string
+			if deleted > 0 {
+				grave = append(grave, "delete "+things(deleted, "thing"))
+			}
+			if moved > 0 {
+				grave = append(grave, "send the live keys of "+things(moved, "credential")+" to another host")
+			}
+			does := strings.Join(grave, " and ")
+			if len(grave) > 0 && !yes && (s.json || !s.interactive()) {
+				return usage("this would "+does+", and nobody is asked here; nothing was changed", "look at the plan (--dry-run), and say --yes to apply it")
+			}
+			question := "apply " + things(changes, "change") + "?"
+			if len(grave) > 0 {
+				question = "apply " + things(changes, "change") + ", and " + does + "?"
+			}
+			if err := s.confirm(question, yes || s.json); err != nil {
 				return err
 			}
 			req.DryRun, req.Expect = false, plan.Digest
@@ -74,7 +95,7 @@ func (s *session) applyCmd() *cobra.Command {
 	f.StringVarP(&file, "file", "f", "keybaton.yaml", "the file; - is standard input")
 	f.BoolVar(&prune, "prune", false, "delete what the file does not name")
 	f.BoolVar(&dry, "dry-run", false, "show the plan, change nothing")
-	f.BoolVarP(&yes, "yes", "y", false, "do not ask")
+	f.BoolVarP(&yes, "yes", "y", false, "do not ask; off a terminal, needed to delete, and to send live keys to another host")
 	return c
 }
 
@@ -93,6 +114,9 @@ func (s *session) plan(changes []api.Change) {
 			line = append(line, span{"  " + ch.Note, dim})
 		}
 		s.say(line...)
+		for _, m := range ch.Moves {
+			s.say(span{"    " + m, bad})
+		}
 		for _, f := range ch.Fields {
 			from, to := f.From, f.To
 			if from == "" {

@@ -497,6 +497,55 @@ func TestApplyShowsAsksAndApplies(t *testing.T) {
 	}
 }
 
+// TestApplyAsksBeforeWhatIsGrave deletes, and sends live keys elsewhere: off a
+// terminal only with --yes, on one the question says so.
+func TestApplyAsksBeforeWhatIsGrave(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keybaton.yaml")
+	if err := os.WriteFile(file, []byte("version: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	plan := api.Applied{Digest: "d1", Changes: []api.Change{
+		{Action: api.ActionDelete, Kind: "service", Name: "old"},
+		{Action: api.ActionChange, Kind: "service", Name: "billing", Moves: []string{"LIVE KEYS of billing/prod go to https://b instead of https://a"}},
+	}}
+	for name, c := range map[string]struct {
+		in      string
+		person  bool
+		args    []string
+		applied bool
+		exit    int
+		err     string
+	}{
+		"a script":           {exit: cli.ExitUsage, err: "say --yes"},
+		"a script, JSON":     {args: []string{"--json"}, exit: cli.ExitUsage, err: "say --yes"},
+		"a script with yes":  {args: []string{"--yes"}, applied: true},
+		"yes":                {person: true, in: "y\n", applied: true, err: "apply 2 changes, and delete 1 thing and send the live keys of 1 credential to another host? [y/N]"},
+		"no":                 {person: true, in: "\n", exit: cli.ExitFailed, err: "to another host?"},
+		"JSON at a terminal": {person: true, in: "y\n", args: []string{"--json"}, exit: cli.ExitUsage, err: "say --yes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if w.in = c.in; c.person {
+				w.answers = []string{}
+			}
+			applied := false
+			w.routes["POST /api/v1/apply"] = func(rw http.ResponseWriter, r *http.Request) {
+				var a api.Apply
+				answer(nil, &a)(httptest.NewRecorder(), r)
+				applied = applied || !a.DryRun
+				answer(plan)(rw, r)
+			}
+			code, out, errOut := w.run(append([]string{"apply", "-f", file}, c.args...)...)
+			if code != c.exit || applied != c.applied || !strings.Contains(errOut, c.err) {
+				t.Errorf("exit %d, applied %v: %s", code, applied, errOut)
+			}
+			if len(c.args) == 0 && !strings.Contains(out, "    LIVE KEYS of billing/prod go to https://b instead of https://a\n") {
+				t.Errorf("the plan does not say it: %s", out)
+			}
+		})
+	}
+}
+
 func TestAuditVerifyFailsOnDamage(t *testing.T) {
 	w := newWorld(t)
 	w.routes["GET /api/v1/audit/verify"] = answer(api.Verified{OK: true, Entries: 1234, Head: api.AuditHead{Seq: 1234, Hash: "abc"}})

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/url"
@@ -88,8 +89,8 @@ func (d *decoder) service(name string, y service, all file) key.Service {
 			d.failAt(field+".manager", "there is no service %q; %s", short(y.Manager), suggest(y.Manager, slices.Sorted(maps.Keys(all.Services))))
 		}
 	}
-	c := key.Call{FallbackOn: y.FallbackOn, Parts: y.Parts, Early: time.Duration(y.Early)}
-	c.Upstream = d.upstream(field+".upstream", y.Upstream)
+	c := key.Call{FallbackOn: y.FallbackOn, Parts: y.Parts, Early: time.Duration(y.Early), Insecure: y.Insecure}
+	c.Upstream = d.upstream(field+".upstream", y.Upstream, y.Insecure)
 	for i, p := range y.Parts {
 		f := field + ".parts[" + strconv.Itoa(i) + "]"
 		if !partRE.MatchString(p) {
@@ -124,7 +125,7 @@ func EnvName(service string) string {
 	return strings.ToUpper(strings.ReplaceAll(service, "-", "_")) + "_API_KEY"
 }
 
-func (d *decoder) upstream(field, s string) string {
+func (d *decoder) upstream(field, s string, insecure bool) string {
 	if s == "" {
 		return ""
 	}
@@ -139,8 +140,17 @@ func (d *decoder) upstream(field, s string) string {
 		d.failAt(field, "a URL here holds no user or password, since it is shown; say in place how the key rides on a request")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		d.failAt(field, "a URL here ends with its path; leave out what follows ? or #")
+	default:
+		d.sendable(field, s, insecure)
 	}
 	return strings.TrimRight(s, "/")
+}
+
+// sendable checks that keys may be sent to s.
+func (d *decoder) sendable(field, s string, insecure bool) {
+	if h := (*key.Hint)(nil); errors.As(key.CheckUpstream(s, insecure), &h) {
+		d.failAt(field, "%s; %s", strings.TrimPrefix(h.Err.Error(), key.ErrInvalid.Error()+": "), h.Next)
+	}
 }
 
 // template checks the text in which parts of a key are put; parts is nil where
@@ -183,6 +193,8 @@ func (d *decoder) place(field string, y placing, parts []string) key.Place {
 			d.failAt(field+".header", "%q cannot be the name of a header; write it like Authorization", short(p.Name))
 		} else if hopHeader(p.Name) {
 			d.failAt(field+".header", "%s belongs to the connection, and does not reach the API; name another header", short(p.Name))
+		} else if strings.HasPrefix(strings.ToLower(p.Name), "keybaton-") {
+			d.failAt(field+".header", "%s is Keybaton's own, and does not reach the API; name another header", short(p.Name))
 		}
 	case key.InJSON:
 		if !strings.HasPrefix(p.Name, "$.") {
@@ -232,7 +244,9 @@ func (d *decoder) probe(field string, y probe) *key.Probe {
 	case y.Path == "" && !d.badUnder(field):
 		d.failAt(field, "it does not say what is asked; write get: /me")
 	}
-	if p.Path != "" && !strings.HasPrefix(p.Path, "/") && !strings.HasPrefix(p.Path, "https://") && !strings.HasPrefix(p.Path, "http://") {
+	if strings.HasPrefix(p.Path, "//") {
+		d.failAt(where, "%q may be read as the address of another host; begin it with one /, such as /me", short(p.Path))
+	} else if p.Path != "" && !strings.HasPrefix(p.Path, "/") && !strings.HasPrefix(p.Path, "https://") && !strings.HasPrefix(p.Path, "http://") {
 		d.failAt(where, "%q is not a path; begin it with /, such as /me", short(p.Path))
 	}
 	if p.Method != "" && !tokenRE.MatchString(p.Method) {
@@ -332,8 +346,8 @@ func (d *decoder) oneOf(of, name, got string, required bool, known ...string) {
 
 func (d *decoder) credential(field string, y credential, all file) key.Credential {
 	c := key.Credential{ID: key.CredentialID{Service: y.Service, Environment: y.Environment}, Policy: y.Policy, Params: y.Params}
-	c.Upstream = d.upstream(field+".upstream", y.Upstream)
 	s, known := all.Services[y.Service]
+	c.Upstream = d.upstream(field+".upstream", y.Upstream, s.Insecure)
 	switch {
 	case y.Service == "" && d.missing(field, "service"):
 		d.failAt(field, "service is missing; write the name of a service")
@@ -387,6 +401,9 @@ func (d *decoder) policy(name string, y policy) rotation.Policy {
 		Name: name, Every: time.Duration(y.Every), Cron: y.Cron, Zone: y.Zone, Window: y.Window, Jitter: time.Duration(y.Jitter),
 		Spare: y.Spare == "warm", Quiet: time.Duration(y.Quiet), Watch: time.Duration(y.Watch),
 		Unverified: rotation.Unverified(y.Unverified), ProbeOK: y.ProbeOK, Deadline: time.Duration(y.Deadline),
+	}
+	if p.Every != 0 && p.Every < time.Minute && !d.bad(field+".every") {
+		d.failAt(field+".every", "a rotation every %s would never rest; write 1m or more, such as 30d", p.Every)
 	}
 	if y.Every != 0 && y.Cron != "" {
 		d.failAt(field+".cron", "a policy has every or cron, not both; keep one")

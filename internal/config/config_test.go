@@ -137,6 +137,14 @@ func TestParseNamesMistakes(t *testing.T) {
 		{"unknown policy", head + "credentials:\n  - {service: a, environment: dev, policy: carefull}\npolicies: {careful: {every: 1d}}\n", `f:5:44: credentials[0].policy: there is no policy "carefull" in this file; did you mean "careful"?`},
 		{"no policies", head + "credentials:\n  - {service: a, environment: dev, policy: x}\n", `f:5:44: credentials[0].policy: there is no policy "x" in this file; there is none`},
 		{"no upstream", "version: 1\nservices: {a: {}}\ncredentials: [{service: a, environment: dev}]\n", "f:3:15: credentials[0]: nothing says where a is; write upstream: https://… here or under services.a"},
+		{"plain http", "version: 1\nservices: {a: {upstream: 'http://10.0.0.7:80'}}\n", `f:2:26: services.a.upstream: over http:// the keys would cross the network to 10.0.0.7 in the clear; write https://`},
+		{"plain http of a credential", head + "credentials: [{service: a, environment: dev, upstream: 'http://b.example'}]\n", `credentials[0].upstream: over http:// the keys`},
+		{"metadata", "version: 1\nservices: {a: {upstream: 'https://169.254.169.254/x', insecure_http: true}}\n", `services.a.upstream: 169.254.169.254 is a cloud's metadata address, which no key and no request is sent to; name the host`},
+		{"metadata in IPv6", "version: 1\nservices: {a: {upstream: 'http://[fd00:ec2::254]'}}\n", `services.a.upstream: fd00:ec2::254 is a cloud's metadata address`},
+		{"metadata by name", "version: 1\nservices: {a: {upstream: 'http://Metadata.Google.Internal.'}}\n", `services.a.upstream: Metadata.Google.Internal. is a cloud's metadata address`},
+		{"probe of another host", "version: 1\nservices: {a: {upstream: 'https://a.example', probe: {get: //b.example/me}}}\n", `services.a.probe.get: "//b.example/me" may be read as the address of another host; begin it with one /, such as /me`},
+		{"our header", "version: 1\nservices: {a: {upstream: 'https://a.example', place: {header: keybaton-token}}}\n", `services.a.place.header: keybaton-token is Keybaton's own, and does not reach the API; name another header`},
+		{"every second", head + "policies: {p: {every: 30s}}\n", "f:4:23: policies.p.every: a rotation every 30s would never rest; write 1m or more, such as 30d"},
 		{"scheme", "version: 1\nservices: {a: {upstream: 'ftp://x'}}\n", `f:2:26: services.a.upstream: "ftp" is neither https nor http; write it like https://api.example.com`},
 		{"no scheme", "version: 1\nservices: {a: {upstream: api.example.com}}\n", "f:2:26: services.a.upstream: this is not a URL with a host; write it like https://api.example.com"},
 		{"userinfo", "version: 1\nservices: {a: {upstream: 'https://u:p@x'}}\n", "services.a.upstream: a URL here holds no user or password"},
@@ -270,4 +278,16 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Plain HTTP is taken to this machine, and elsewhere where it is said.
+func TestPlainHTTP(t *testing.T) {
+	for _, u := range []string{"http://localhost:8080", "http://api.localhost", "http://127.0.0.2", "http://[::1]:1/x", "http://10.0.0.7', insecure_http: true, env_name: 'X"} {
+		f, err := config.Parse("f", []byte("version: 1\nservices: {a: {upstream: '"+u+"'}}\n"))
+		if err != nil {
+			t.Errorf("%s: %v", u, err)
+		} else if got, want := f.Services[0].Call.Insecure, strings.Contains(u, "insecure"); got != want {
+			t.Errorf("%s: insecure_http is %v, want %v", u, got, want)
+		}
+	}
 }

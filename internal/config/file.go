@@ -15,6 +15,7 @@ type file struct {
 type service struct {
 	Provider   string            `yaml:"provider" doc:"manual (the default), or a recipe such as sendgrid."`
 	Upstream   string            `yaml:"upstream" doc:"The URL of the API; no other host ever gets the key."`
+	Insecure   bool              `yaml:"insecure_http" doc:"Keys may go to an upstream with plain http that is not this machine: the network between is trusted."`
 	Place      *placing          `yaml:"place" doc:"Where the key rides on a request."`
 	Probe      *probe            `yaml:"probe" doc:"The cheap, read-only request that tells whether a key works."`
 	Rules      []rule            `yaml:"rules" doc:"What the API's answers say of the key; the first that matches counts."`
@@ -80,7 +81,7 @@ type credential struct {
 }
 
 type policy struct {
-	Every      duration `yaml:"every" doc:"Rotate at this age, such as 30d."`
+	Every      duration `yaml:"every" doc:"Rotate at this age, such as 30d; 1m at least."`
 	Cron       string   `yaml:"cron" doc:"Instead of every: five fields, such as 0 3 1 * *."`
 	Zone       string   `yaml:"zone" doc:"The time zone of cron and window, such as Europe/Berlin; UTC if unsaid."`
 	Window     string   `yaml:"window" doc:"A rotation begins only then, such as Mon-Fri 09:00-17:00."`

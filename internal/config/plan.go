@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -39,6 +40,26 @@ type Step struct {
 	Name   string  `json:"name"`
 	Fields []Field `json:"fields,omitempty"` // what changes, sorted by name
 	Note   string  `json:"note,omitempty"`
+	Moves  []Move  `json:"moves,omitempty"` // the live keys that it would send elsewhere, by credential
+}
+
+// Move is a credential that has keys, and would send them to another host.
+type Move struct {
+	Credential key.CredentialID
+	From       string // scheme and host; "" where it is not known
+	To         string // "" where the file leaves it to the provider
+}
+
+// String says it for people.
+func (m Move) String() string {
+	from, to := m.From, m.To
+	if from == "" {
+		from = "where they went"
+	}
+	if to == "" {
+		to = "where the provider says"
+	}
+	return "LIVE KEYS of " + m.Credential.String() + " go to " + to + " instead of " + from
 }
 
 // Field is one field that changes; "" is unsaid.
@@ -86,7 +107,100 @@ func Diff(current State, f File, prune bool) Plan {
 		},
 		func(c key.Credential) { p.Credentials = append(p.Credentials, c) },
 		func(c key.Credential) { p.DeleteCredentials = append(p.DeleteCredentials, c.ID) })
+	p.moves(current, f)
 	return p
+}
+
+// moves notes at the steps which live keys they would send to another host: at
+// the credential's own step, or its service's.
+func (p *Plan) moves(current State, f File) {
+	was, is := byName(current.Services), byName(f.Services)
+	wanted := map[key.CredentialID]key.Credential{}
+	for _, c := range f.Credentials {
+		wanted[c.ID] = c
+	}
+	live := map[key.CredentialID]bool{}
+	for _, c := range current.Credentials {
+		live[c.ID] = c.Slots != key.Slots{}
+	}
+	for _, c := range current.Credentials {
+		if slices.Contains(p.DeleteCredentials, c.ID) {
+			continue
+		}
+		before, ok := was[c.ID.Service]
+		if !ok || !live[c.ID] && !live[key.CredentialID{Service: before.Manager, Environment: c.ID.Environment}] {
+			continue
+		}
+		after, next := before, c
+		if s, ok := is[c.ID.Service]; ok {
+			after = s
+		}
+		if w, ok := wanted[c.ID]; ok {
+			next = w
+		}
+		m, moved := move(before, after, c, next)
+		if !moved {
+			continue
+		}
+		at := func(kind, name string) int {
+			return slices.IndexFunc(p.Steps, func(s Step) bool { return s.Verb == Change && s.Kind == kind && s.Name == name })
+		}
+		i := at("credential", c.ID.String())
+		if i < 0 {
+			i = at("service", c.ID.Service)
+		}
+		if i >= 0 {
+			p.Steps[i].Moves = append(p.Steps[i].Moves, m)
+		}
+	}
+}
+
+func byName(ss []key.Service) map[string]key.Service {
+	m := make(map[string]key.Service, len(ss))
+	for _, s := range ss {
+		m[s.Name] = s
+	}
+	return m
+}
+
+// move compares where a credential sends its keys before and after. What only
+// the provider knows counts as another place when what it is told changes.
+func move(before, after key.Service, c, next key.Credential) (Move, bool) {
+	m := Move{Credential: c.ID}
+	said, says := cmp.Or(c.Upstream, before.Call.Upstream), cmp.Or(next.Upstream, after.Call.Upstream)
+	m.From = origin(cmp.Or(said, c.Call.Upstream))
+	if says != "" {
+		m.To = origin(says)
+		if m.From != m.To {
+			return m, true
+		}
+	}
+	old, params := maps.Clone(before.Params), maps.Clone(after.Params)
+	old, params = over(old, c.Params), over(params, next.Params)
+	for _, f := range fields(old, params) {
+		from, to := origin(f.From), origin(f.To)
+		if from != to {
+			return Move{c.ID, cmp.Or(from, m.From), to}, true
+		}
+	}
+	return m, says == "" && (said != "" || before.Provider != after.Provider)
+}
+
+func over(m, more map[string]string) map[string]string {
+	if m == nil {
+		return more
+	}
+	maps.Copy(m, more)
+	return m
+}
+
+// origin returns scheme and host of a URL; "" for what is none.
+func origin(s string) string {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		return ""
+	}
+	return strings.ToLower(u.Scheme + "://" + u.Host)
 }
 
 // defaulted returns the credentials of f; those that name no policy get the

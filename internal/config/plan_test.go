@@ -15,6 +15,63 @@ import (
 	"github.com/keybaton/keybaton/internal/rotation"
 )
 
+// TestMoves changes where live keys go, in each of the ways a file can.
+func TestMoves(t *testing.T) {
+	const src = `version: 1
+services:
+  a: {upstream: https://a.example/v1}
+  b: {provider: sendgrid, params: {base_url: https://b.example}, manager: a}
+credentials:
+  - {service: a, environment: dev}
+  - {service: b, environment: dev}
+  - {service: a, environment: prod}
+`
+	for name, c := range map[string]struct {
+		old, new string
+		want     []string
+	}{
+		"nothing": {},
+		"a path":  {old: "a.example/v1", new: "a.example/v2"},
+		"an upstream": {old: "a.example/v1", new: "evil.example/v1", want: []string{
+			"LIVE KEYS of a/dev go to https://evil.example instead of https://a.example"}},
+		"a credential's own": {old: "{service: a, environment: dev}", new: "{service: a, environment: dev, upstream: https://c.example}", want: []string{
+			"LIVE KEYS of a/dev go to https://c.example instead of https://a.example"}},
+		"one without keys": {old: "{service: a, environment: prod}", new: "{service: a, environment: prod, upstream: https://c.example}"},
+		"a param": {old: "https://b.example", new: "https://d.example", want: []string{
+			"LIVE KEYS of b/dev go to https://d.example instead of https://b.example"}},
+		"the provider": {old: "sendgrid", new: "simulated", want: []string{
+			"LIVE KEYS of b/dev go to where the provider says instead of https://api.b.example"}},
+	} {
+		f, err := config.Parse("f", []byte(src))
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := config.State{Services: f.Services, Policies: f.Policies}
+		for _, c := range f.Credentials {
+			if c.Call.Upstream = "https://a.example/v1"; c.ID.Service == "b" {
+				c.Call.Upstream = "https://api.b.example"
+			}
+			if c.ID.Environment == "dev" && c.ID.Service == "a" { // the manager of b, too
+				c.Slots.Primary = 1
+			}
+			now.Credentials = append(now.Credentials, c)
+		}
+		g, err := config.Parse("f", []byte(strings.Replace(src, c.old, c.new, 1)))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var got []string
+		for _, s := range config.Diff(now, g, false).Steps {
+			for _, m := range s.Moves {
+				got = append(got, m.String())
+			}
+		}
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+}
+
 func TestDiff(t *testing.T) {
 	f, err := config.Parse("keybaton.yaml", []byte(good))
 	if err != nil {
@@ -56,7 +113,8 @@ func TestDiff(t *testing.T) {
 	want := []config.Step{
 		{Verb: config.Change, Kind: "service", Name: "billing-api", Fields: []config.Field{{Name: "call.fallback_on", From: "[401,403]", To: "[401]"}}},
 		{Verb: config.Change, Kind: "policy", Name: "careful", Fields: []config.Field{{Name: "quiet", From: "1d12h", To: "2d"}}},
-		{Verb: config.Change, Kind: "credential", Name: "billing-api/dev", Fields: []config.Field{{Name: "upstream", From: "https://sandbox.service.com", To: "https://sandbox2.service.com"}}},
+		{Verb: config.Change, Kind: "credential", Name: "billing-api/dev", Fields: []config.Field{{Name: "upstream", From: "https://sandbox.service.com", To: "https://sandbox2.service.com"}},
+			Moves: []config.Move{{Credential: key.CredentialID{Service: "billing-api", Environment: "dev"}, From: "https://sandbox.service.com", To: "https://sandbox2.service.com"}}},
 		{Verb: config.Keep, Kind: "credential", Name: "mailer/prod", Note: "kept: not in the file (use --prune)"},
 	}
 	p := config.Diff(now, g, false)

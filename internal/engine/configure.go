@@ -164,8 +164,16 @@ func (e *Engine) resolve(s key.Service, c key.Credential) (key.Call, error) {
 	if info.Connection {
 		return key.Call{Place: key.Place{In: key.InConnection}, Parts: call.Parts, Early: max(call.Early, info.Abilities.Early)}, nil
 	}
+	for name, v := range paramsOf(s, c) { // the vendor's key API may be elsewhere
+		if err := key.CheckUpstream(v, call.Insecure); err != nil {
+			return key.Call{}, fmt.Errorf("param %s: %w", name, err)
+		}
+	}
 	if call.Upstream == "" {
 		return key.Call{}, key.WithHint(fmt.Errorf("%w: there is no upstream", key.ErrInvalid), "add upstream: https://… to the service")
+	}
+	if err := key.CheckUpstream(call.Upstream, call.Insecure); err != nil {
+		return key.Call{}, err
 	}
 	if call.Place.In == "" {
 		call.Place = key.Place{In: key.InHeader, Name: "Authorization", Value: "Bearer {{key}}"}

@@ -14,8 +14,9 @@ type Call struct {
 	Rules      []Rule        `json:"rules,omitempty"` // classify live answers; first match wins
 	Probe      *Probe        `json:"probe,omitempty"` // nil: nothing can be proven by a probe
 	FallbackOn []int         `json:"fallback_on,omitempty"`
-	Parts      []string      `json:"parts,omitempty"` // names of the parts of a key; empty means {"key"}
-	Early      time.Duration `json:"early,omitempty"` // how long a new key may be refused before it counts as bad
+	Parts      []string      `json:"parts,omitempty"`         // names of the parts of a key; empty means {"key"}
+	Early      time.Duration `json:"early,omitempty"`         // how long a new key may be refused before it counts as bad
+	Insecure   bool          `json:"insecure_http,omitempty"` // the upstream may be plain HTTP off loopback
 }
 
 // PartNames returns the names of the parts of a key of this call.
@@ -50,6 +51,7 @@ func (c Call) Over(o Call) Call {
 	if o.Early > 0 {
 		c.Early = o.Early
 	}
+	c.Insecure = c.Insecure || o.Insecure
 	return c
 }
 

@@ -76,6 +76,9 @@ func (a *API) apply(ctx context.Context, p access.Principal, in *applyInput) (ap
 		for _, f := range s.Fields {
 			c.Fields = append(c.Fields, api.ChangedField{Name: f.Name, From: f.From, To: f.To})
 		}
+		for _, m := range s.Moves {
+			c.Moves = append(c.Moves, m.String())
+		}
 		o.Changes = append(o.Changes, c)
 	}
 	if o.Digest, err = digest(o.Changes); err != nil {
