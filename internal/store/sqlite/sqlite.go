@@ -3,7 +3,7 @@
 //
 // It guarantees that a commit is on the disk when it returns (write-ahead log,
 // synchronous FULL), that one process at a time has the file (a lock beside
-// it), and that only the owner can read it (mode 0600, directory 0700). Writes
+// it, and on Linux one of the file itself, whatever its name), and that only the owner can read it (mode 0600, directory 0700). Writes
 // have one connection and never meet; reads have their own and never wait for
 // them. All SQL is in package sqlstore.
 //
@@ -139,11 +139,20 @@ func claim(path string) (string, func() error, error) {
 	if err != nil {
 		return "", nil, classify(err).Explain("locking the database", path, err)
 	}
+	if err := heldHere(path); err != nil {
+		_ = unlock()
+		return "", nil, classify(err).Explain("locking the database", path, err)
+	}
 	if err := private(path); err != nil {
 		_ = unlock()
 		return "", nil, classify(err).Explain("opening the database", path, err)
 	}
-	return path, unlock, nil
+	release, err := lockFile(path)
+	if err != nil {
+		_ = unlock()
+		return "", nil, classify(err).Explain("locking the database", path, err)
+	}
+	return path, func() error { return errors.Join(release(), unlock()) }, nil
 }
 
 // private makes sure that the file exists and that only its owner may use it;
