@@ -52,8 +52,9 @@ type Client struct {
 	agent string
 }
 
-// maxAnswer bounds what is read of one answer, in bytes.
-const maxAnswer = 64 << 20
+// maxAnswer bounds what is read of one answer, in bytes: a hundred thousand
+// credentials take about a hundred megabytes.
+const maxAnswer = 512 << 20
 
 // New returns a Client. It does not call the server. The error is an [*Error]
 // with [api.CodeInvalid] for an address that is none or is not safe.
