@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -20,6 +22,23 @@ import (
 // cacheFile is the name of the gateway's sealed cache in the data directory.
 const cacheFile = "gateway.cache"
 
+// registerLater registers the gateway's token as soon as the store takes it.
+func (a *App) registerLater(ctx context.Context, t access.Token) {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := registerToken(ctx, a.store, t); err == nil {
+			a.log.Info("the gateway follows the store again")
+			return
+		}
+	}
+}
+
 // startGateway starts the gateway of this process. It uses the same line as a
 // remote one, straight into the handler, and returns when it can serve.
 func (a *App) startGateway(ctx, run context.Context) error {
@@ -28,9 +47,16 @@ func (a *App) startGateway(ctx, run context.Context) error {
 		return err
 	}
 	name := a.own(gatewayName)
-	if err := registerToken(ctx, a.store, access.Token{Name: name, Hash: hash, Role: access.RoleGateway, Kind: key.KindGateway,
-		Grants: []access.Grant{{Environment: "*", Services: []string{"*"}}}, By: access.System.Name}); err != nil {
-		return fmt.Errorf("registering the gateway: %w", err)
+	own := access.Token{Name: name, Hash: hash, Role: access.RoleGateway, Kind: key.KindGateway,
+		Grants: []access.Grant{{Environment: "*", Services: []string{"*"}}}, By: access.System.Name}
+	if err := registerToken(ctx, a.store, own); err != nil {
+		cache := filepath.Join(a.set.Data, "gateway.cache")
+		if _, gone := os.Stat(cache); gone != nil || !errors.Is(err, key.ErrFull) && !errors.Is(err, key.ErrUnavailable) {
+			return fmt.Errorf("registering the gateway: %w", err)
+		}
+		// It has keys, and callers that need them: it serves from its cache.
+		a.log.Warn("the gateway serves from its cache and follows the store later", "error", err)
+		a.spawn(func() { a.registerLater(run, own) })
 	}
 	cacheKey, err := link.LoadOrCreateCacheKey(filepath.Join(a.set.Config, "gateway-cache.key"))
 	if err != nil {
