@@ -177,7 +177,7 @@ func TestRotateWatchAsLines(t *testing.T) {
 ✓ distribute 1.2s    distribute was seen
 ✓ promote    1.2s    promote was seen
 ✓ retire     1.2s    retire was seen
-v7 1,200 requests   v8 3,400 requests, 1 refused   callers: 4,600 answered, 0 failed
+v7 1,200 requests   v8 3,400 requests, 1 refused   callers: 4,600 answered, 0 refused, 0 failed
 ✓ billing/dev: the rotation is done; v7: revoked_proven
 `)
 }

@@ -129,7 +129,7 @@ func (s *session) credential(c api.Credential) {
 	}
 	row("holders", holders)
 	if c.Answers.Requests > 0 {
-		row("callers", fmt.Sprintf("%s answered, %s refused, %s failed", count(c.Answers.Requests), count(c.Answers.Refused), count(c.Answers.Failed)))
+		row("callers", callers(c.Answers))
 	}
 	if len(c.Versions) > 0 {
 		var rows [][]span

@@ -374,9 +374,15 @@ func evidenceSpans(r api.Rotation) []span {
 		if r.Answers.Refused+r.Answers.Failed > 0 {
 			t = bad
 		}
-		out = append(out, span{"   callers: " + count(r.Answers.Requests) + " answered, " + count(r.Answers.Refused+r.Answers.Failed) + " failed", t})
+		out = append(out, span{"   callers: " + callers(r.Answers), t})
 	}
 	return out
+}
+
+// callers says what callers got: the vendor's answer, its refusal of every key
+// that was tried, or an error of Keybaton's own.
+func callers(a api.Answers) string {
+	return count(a.Requests-a.Refused-a.Failed) + " answered, " + count(a.Refused) + " refused, " + count(a.Failed) + " failed"
 }
 
 // rotation returns a rotation as lines.
