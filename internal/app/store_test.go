@@ -209,7 +209,7 @@ func TestServersOnOneStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = app.Start(t.Context(), other)
-	if !errors.Is(err, key.ErrConflict) || !strings.Contains(err.Error(), "does not open with the master key in "+other.MasterKey) {
+	if !errors.Is(err, key.ErrConflict) || !strings.Contains(err.Error(), "the master key in "+other.MasterKey+" is not the one of this store") {
 		t.Errorf("a server with another master key: got error %v", err)
 	}
 	for _, bad := range []string{"Not A Name", strings.Repeat("x", 49)} {

@@ -240,7 +240,7 @@ func (k *Keyring) keep(name string, b *secret.Box) {
 func (k *Keyring) unwrap(name string, wrapped []byte) (*secret.Box, error) {
 	raw, err := k.wrap.Open(wrapPlace(name), wrapped)
 	if err != nil {
-		return nil, key.WithHint(fmt.Errorf("data key %q does not open with the master key in %s: %w", name, k.path, key.ErrConflict),
+		return nil, key.WithHint(fmt.Errorf("the master key in %s is not the one of this store: %w: data key %q does not open with it", k.path, key.ErrConflict, name),
 			"put the master key file that belongs to this store back in its place, or restore it from a backup; without it the stored keys cannot be read")
 	}
 	defer clear(raw)

@@ -196,7 +196,7 @@ func newWorldAt(t *testing.T, database string, p *plan, c vendortest.Config, gat
 		policy: rotation.Policy{Name: "quick", Soak: rotation.Soak{For: 2 * time.Second, Requests: 5, Probes: 3}, Quiet: 2 * time.Second, Watch: time.Second}}
 	c.Now = w.now
 	w.vendor = vendortest.New(c)
-	w.url = "http://vendor.test"
+	w.url = "http://127.0.0.1:9" // nobody listens there: the transport goes straight into the vendor
 	w.start()
 	t.Cleanup(func() { _ = w.store.Close() })
 	for i := range gateways {
