@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,8 +102,20 @@ func within(t *testing.T, what string, done func() (ok bool, told string)) {
 // while the vendor issues the key. Another takes the rotation over when the
 // lease has ended, and waits for the gateway that died with the first: it may
 // still hold keys. When that is back, the rotation ends. No request failed.
+//
+// One that was only stopped wakes as a zombie after its lease: it gets the answer
+// of a call that it made before, may record nothing of it, and asks the vendor
+// for nothing more.
 func TestServerKilledInARotation(t *testing.T) {
-	t.Parallel()
+	for name, zombie := range map[string]bool{"killed": false, "stopped": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lostInARotation(t, zombie)
+		})
+	}
+}
+
+func lostInARotation(t *testing.T, zombie bool) {
 	v := vendortest.New(vendortest.Config{})
 	var hold atomic.Bool
 	held, let := make(chan struct{}), make(chan struct{})
@@ -117,7 +130,8 @@ func TestServerKilledInARotation(t *testing.T) {
 		v.ServeHTTP(w, r)
 	}))
 	defer front.Close()
-	defer sync.OnceFunc(func() { close(let) })()
+	release := sync.OnceFunc(func() { close(let) })
+	defer release()
 
 	dir, store, ctx := t.TempDir(), pgtest.Database(t), t.Context()
 	u, err := url.Parse(store)
@@ -171,7 +185,13 @@ policies:
 	<-held
 	a := startNode(t, dir, store, "a")
 	stop := calls(t, a, id)
-	b.kill()
+	if zombie {
+		if err := b.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		b.kill()
+	}
 
 	within(t, "the other server to wait for the gateway that is gone", func() (bool, string) {
 		r, err := a.client.Rotation(ctx, second.ID)
@@ -181,7 +201,15 @@ policies:
 		told := r.State + ": " + r.Gate.Reason + " " + strings.Join(r.Gate.Missing, ", ")
 		return r.State == "distributing" && strings.Contains(told, "gateway-b"), told
 	})
-	again := startNode(t, dir, store, "b") // at once: the name is its own, as is the directory
+	again := b
+	if zombie {
+		release() // the answer has been on its way all the time
+		if err := b.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		again = startNode(t, dir, store, "b") // at once: the name is its own, as is the directory
+	}
 	if r := ended(again, second.ID); r.State != "done" || r.Proof != "revoked_proven" {
 		t.Errorf("got %s, %s: %s", r.State, r.Proof, r.Gate.Reason)
 	}
