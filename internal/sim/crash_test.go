@@ -99,7 +99,7 @@ func TestEveryShapeSurvives(t *testing.T) {
 					step = 67 * stride // most of it waits for the grace to end
 				}
 				if mode == "lost answer" {
-					step, k = (stride+3)/4, 0
+					step, k = (stride+1)/2, 0
 				}
 				for ; ; k += step {
 					p := &plan{at: k, after: mode == "after", lost: mode == "lost answer"}
